@@ -42,10 +42,10 @@ class Floor:
         os.chmod(self._place.name, 0o755)
         for name in DIRECTORIES:
             os.makedirs(os.path.join(self.directory, name))
-        self.true = self._build("root/true", ("true.c",), "-static", "-nostdlib")
-        self.static_true = self._build("root/static", ("static.c",), "-static")
+        self.true = self.build("root/true", ("true.c",), "-static", "-nostdlib")
+        self.static_true = self.build("root/static", ("static.c",), "-static")
         self.dynamic_true = "/bin/true"
-        program = self._build("floor", ("floor.c", "prepare.c", "twin.c"), "-O2", "-std=gnu11")
+        program = self.build("floor", ("floor.c", "prepare.c", "twin.c"), "-O2", "-std=gnu11")
         init = os.path.join(os.path.dirname(containerkit.__file__), "_native", "init")
         self._process = subprocess.Popen(
             [program, init, self.directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -54,7 +54,8 @@ class Floor:
             self.close()
             raise RuntimeError("the floor did not start; stderr has the reason")
 
-    def _build(self, name: str, sources: tuple[str, ...], *flags: str) -> str:
+    def build(self, name: str, sources: tuple[str, ...], *flags: str) -> str:
+        """Build a program below the place of the floor, such as ``root/true``. Return its path."""
         target = os.path.join(self._place.name, name)
         paths = [os.path.join(HERE, source) for source in sources]
         subprocess.run([self._compiler, *flags, "-o", target, *paths], check=True)

@@ -1,19 +1,21 @@
 """What a network adds to a start, what a port costs beside ten thousand, the first connection, and what goes through.
 
-Beside it podman with a bridge and without, where it is there: its own difference, on the same root filesystem.
+Beside it docker and podman, where they can be asked: a start with a bridge and without, and a published port.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
+import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
 
+from benchmarks.engines import installed
 from benchmarks.floor import Floor
 from benchmarks.measure import Ratio as _Ratio
 from benchmarks.measure import Report, Rung, Series, interleave, main, options, quantile, ratio
@@ -21,14 +23,13 @@ from containerkit import Container, Network, Port, RootFS, run
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from containerkit import LiveNetwork
 
 NONE, MADE, POOLED = "run(), no network", "run(), endpoint made", "template, endpoint ready"
 READY = "template, no network, net ready"
 FEW, MANY = "publish beside 0", "publish beside 10,000"
-PODMAN = {"podman, none": "none", "podman, bridge": "bridge"}
 PUBLISHED = 10_000
 SECONDS = 1.0
 
@@ -113,54 +114,50 @@ s = socket.create_server(("::", 80), family=socket.AF_INET6, dualstack_ipv6=True
 print(flush=True)
 s.accept()
 """
-SINK = """
-import socket
-s = socket.create_server(("0.0.0.0", 80))
-print(flush=True)
-while True:
-    c, _ = s.accept()
-    buffer = bytearray(1 << 20)
-    while c.recv_into(buffer): pass
-    c.close()
-"""
 
 
-def sink_here() -> int:
-    """Serve the same from a thread of this process, on the loopback; return the port."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            accepted, _ = listener.accept()
-            buffer = bytearray(1 << 20)
-            while accepted.recv_into(buffer):
-                pass
-            accepted.close()
-
-    threading.Thread(target=serve, daemon=True).start()
-    port: int = listener.getsockname()[1]
-    return port
+@contextmanager
+def sink_here(floor: Floor) -> Iterator[int]:
+    """Serve on the host. Yield the port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    with subprocess.Popen([os.path.join(floor.directory, "sink"), str(port)]) as process:
+        try:
+            yield port
+        finally:
+            process.kill()
 
 
-def throughput(net: LiveNetwork, samples: int) -> dict[str, list[float]]:
-    """Return Gbit/s by the way that they take, in rounds."""
+def ways(floor: Floor, root: RootFS, net: LiveNetwork, stack: ExitStack) -> dict[str, tuple[str, int]]:
+    """Start what receives. Return the addresses by which it is reached."""
     wishes = [Port(0, 80), Port(0, 80, host="0.0.0.0")]
-    with Container(network=net, publish=wishes) as inside, inside.popen(["python3", "-c", SINK], stdout=-1) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        local, outer = net.ports(inside)
-        own = next(each for each in host_addresses() if not each.startswith("127."))
-        ways = {
-            "loopback, no container": ("127.0.0.1", sink_here()),
-            "container's own address": (net.addresses(inside)[0], 80),
-            "published port, host's address": (own, outer.host_port),
-            "published port, 127.0.0.1": ("127.0.0.1", local.host_port),
-        }
-        found: dict[str, list[float]] = {name: [] for name in ways}
+    inside = stack.enter_context(Container(root, network=net, publish=wishes))
+    process = stack.enter_context(inside.popen(["/sink"]))
+    stack.callback(process.kill)
+    local, outer = net.ports(inside)
+    own = next(each for each in host_addresses() if not each.startswith("127."))
+    found = {
+        "loopback, no container": ("127.0.0.1", stack.enter_context(sink_here(floor))),
+        "container's own address": (net.addresses(inside)[0], 80),
+        "published port, host's address": (own, outer.host_port),
+        "published port, 127.0.0.1": ("127.0.0.1", local.host_port),
+    }
+    for each in installed():
+        stack.enter_context(each.ready(floor))
+        port = stack.enter_context(each.sink(floor))
+        found |= {f"{each.name}, host's address": (own, port), f"{each.name}, 127.0.0.1": ("127.0.0.1", port)}
+    return found
+
+
+def throughput(floor: Floor, root: RootFS, net: LiveNetwork, samples: int) -> dict[str, list[float]]:
+    """Return Gbit/s by the way that they take, in rounds."""
+    with ExitStack() as stack:
+        places = ways(floor, root, net, stack)
+        found: dict[str, list[float]] = {name: [] for name in places}
+        time.sleep(0.5)  # all of them listen
         for _ in range(samples):
-            for name, (address, port) in ways.items():
+            for name, (address, port) in places.items():
                 found[name].append(flow(address, port, SECONDS))
-        process.kill()
     return found
 
 
@@ -179,12 +176,6 @@ def with_files_of_etc(directory: str) -> None:
             pass
 
 
-def podman(floor: Floor, network: str) -> Callable[[], float]:
-    """Return what starts one container by podman."""
-    words = ["podman", "run", "--rm", f"--network={network}", "--rootfs", floor.directory, "/true"]
-    return lambda: floor.spawn(*words)
-
-
 @attrs.frozen
 class Found:
     """What was measured: the starts, and what is told beside them."""
@@ -200,6 +191,7 @@ def look(asked: argparse.Namespace) -> Found:
     with ExitStack() as stack:
         floor = stack.enter_context(Floor())
         with_files_of_etc(floor.directory)
+        floor.build("root/sink", ("sink.c",), "-static", "-O2")
         root = RootFS.dir(floor.directory, readonly=True)
         net = stack.enter_context(Network("benchmark").open())
         bare = stack.enter_context(Container.prepare(root, networks=8, ready=0))
@@ -210,14 +202,15 @@ def look(asked: argparse.Namespace) -> Found:
             Rung(READY, refilled(bare, lambda: bare.run(["/true"]))),
             Rung(POOLED, refilled(pooled, lambda: pooled.run(["/true"]))),
         ]
-        if asked.podman:
-            rungs += [Rung(name, podman(floor, network), 0.2) for name, network in PODMAN.items()]
+        for each in installed():
+            stack.enter_context(each.ready(floor))
+            rungs += [Rung(f"{each.name}, {on}", partial(each.once, floor, on), 0.2) for on in ("none", "bridge")]
         series = interleave(rungs, asked.samples)
         series |= interleave([Rung(FEW, publishing(net, 10_000))], asked.samples)
         crowd(net)
         series |= interleave([Rung(MANY, publishing(net, 15_000))], asked.samples)
         first = first_connections(net, asked.containers)
-        flows = throughput(net, asked.rounds)
+        flows = throughput(floor, root, net, asked.rounds)
         with Network("crowd").open() as many:
             crowds = {"no network": up(root, asked.crowd), "one bridge": up(root, asked.crowd, network=many)}
     return Found(series, first, flows, crowds)
@@ -247,7 +240,7 @@ def measure(asked: argparse.Namespace) -> Report:
     for name, rates in found.flows.items():
         rows.append((name, f"{quantile(sorted(rates), 0.5):.1f} Gbit/s", f"least {min(rates):.1f}"))
     rows += [(f"{asked.crowd} containers up, {name}", f"{took:.2f} s", "") for name, took in found.crowds.items()]
-    pairs = ((MADE, NONE), (POOLED, READY), (MANY, FEW), (MADE, "podman, bridge"))
+    pairs = ((MADE, NONE), (POOLED, READY), (MANY, FEW), (MADE, "docker, bridge"), (MADE, "podman, bridge"))
     ratios: dict[str, _Ratio] = {
         f"{one} / {two}": ratio(found.series[one].samples, found.series[two].samples)
         for one, two in pairs
@@ -269,7 +262,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--containers", type=int, default=100, help="whose first connection is timed (default 100)")
     made.add_argument("--crowd", type=int, default=500, help="that are up at once (default 500)")
     made.add_argument("--rounds", type=int, default=5, help="of throughput (default 5)")
-    made.add_argument("--podman", action="store_true", help="start podman's beside them")
     return made
 
 

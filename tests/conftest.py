@@ -38,6 +38,11 @@ def pytest_addoption(parser):
         default="compiled",
         help="who walks the tapes in the tests that start containers (default: compiled)",
     )
+    parser.addoption(
+        "--beside-root",
+        action="store_true",
+        help="leave out the modules that find for each user what they find for root, which runs them too",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -82,6 +87,14 @@ def pytest_xdist_make_scheduler(config, log):
     from scheduling import Scheduling
 
     return Scheduling(config, log)
+
+
+def pytest_ignore_collect(collection_path, config):
+    if not config.option.beside_root:
+        return None
+    from scheduling import SAME_FOR_EVERY_USER
+
+    return True if collection_path.stem in SAME_FOR_EVERY_USER else None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -240,10 +253,20 @@ def mounts():
 
 
 def own_cgroups():
-    """Return the control groups that this process has made."""
-    found = set()
-    for directory, names, _ in os.walk("/sys/fs/cgroup"):
-        found.update(f"{directory}/{name}" for name in names if name.startswith(f"containerkit.{os.getpid()}."))
+    """Return the control groups that this process has made.
+
+    A directory without others in it is not read: it has two links, and many files.
+    """
+    found, places = set(), ["/sys/fs/cgroup"]
+    while places:
+        with contextlib.suppress(OSError), os.scandir(places.pop()) as entries:  # others come and go
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name.startswith(f"containerkit.{os.getpid()}."):
+                        found.add(entry.path)
+                    with contextlib.suppress(OSError):
+                        if entry.stat(follow_symlinks=False).st_nlink != 2:
+                            places.append(entry.path)
     return found
 
 
@@ -327,6 +350,15 @@ def warm_up():
             pass
     with contextlib.suppress(ContainerError):  # where this user has a place for control groups
         run(["true"], limits=Limits())
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """Where ``forked_commands.run`` forks. It is there before a test's own fixtures look for what is left behind."""
+    import forked_commands
+
+    with forked_commands.started():
+        yield
 
 
 @pytest.fixture

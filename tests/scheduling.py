@@ -49,6 +49,28 @@ TOGETHER = {
 }
 """Modules whose tests are about more than their own process: each of these groups stays on one worker."""
 
+SAME_FOR_EVERY_USER = frozenset(
+    {
+        "test_aarch64",  # compilers and an emulator
+        "test_adapters",
+        "test_cli_program",
+        "test_cli_terminal",
+        "test_depth",  # walks, which hold whoever walks; a user with a single id skips those that change owners
+        "test_executor_elsewhere",
+        "test_fleet_clusters",
+        "test_fleet_kubernetes",
+        "test_image_builds",  # the files of a store after a kill
+        "test_image_damage",
+        "test_image_registries",
+        "test_mcp",
+        "test_odd_arguments",  # what is refused before anything is asked of the kernel
+        "test_pytest_plugin",
+        "test_reference",  # the documentation
+    }
+)
+"""Modules that find for one user what they find for another: what they test asks the kernel for nothing, or for a
+container like any other. ``--beside-root`` leaves them out."""
+
 _ON_RECORD = re.compile(r"docs/(detached|fleet|networks|projects)\.md")
 """Pages whose examples leave containers, networks or projects on record until their last command."""
 

@@ -164,8 +164,8 @@ class DescriptionOptions(TypedDict, total=False):
     dns: DNS | None
     """The servers that resolve names outside of its networks (default: those of the host)."""
     hosts: Mapping[str, str]
-    """More lines of /etc/hosts inside, address by name; ``"host-gateway"`` means the address at which the host can be
-    reached (default none)."""
+    """More lines of /etc/hosts inside, address by name; ``"host-gateway"`` means the host's own address, which needs an
+    egress rule to be reached (default none)."""
 
 
 class ConfinementOptions(TypedDict, total=False):

@@ -20,8 +20,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import kubernetes_validate
 
-VERSION = "1.33"
-"""The version of Kubernetes for the schemas."""
+VERSION = kubernetes_validate.latest_version()
+"""The version of Kubernetes for the schemas: the newest that the package has."""
 TOKEN = "token-of-the-test"
 
 
@@ -31,7 +31,11 @@ class Cluster:
     Attributes:
         refuse: the number of next requests that get status 503.
         lose: the number of next answers to POST that are lost after the request was performed.
-        cut: the number of next watches that are cut off at once; ``expire``: the number that get "too old".
+        throttle: the number of next POSTs that get status 429, and are to wait for ``Retry-After``.
+        conflicts: the number of next requests for Jobs that get status 409, because something changed meanwhile.
+        cut: the number of next watches that are cut off at once; ``expire``: the number that get "too old" as an event,
+            ``gone``: the number that get it as their status.
+        token: the only one that is accepted now.
         drop_user_namespaces: whether the field is dropped, as by a cluster that does not support it.
         broken: the container states to report instead of starting a command.
         idle: whether pods stay pending.
@@ -40,13 +44,15 @@ class Cluster:
 
     def __init__(self, directory):
         self.directory = directory
-        self.refuse = self.lose = self.cut = self.expire = 0
+        self.refuse = self.lose = self.cut = self.expire = self.throttle = self.conflicts = self.gone = 0
+        self.token = TOKEN
         self.drop_user_namespaces = self.idle = self.no_nodes = False
         self.broken = None
         self.requests = []
         self.jobs, self.pods, self.seen = {}, {}, []
         self.patches = []
         self.processes = {}
+        self.stranded, self.forced = set(), []
         self.version = 1
         self.events = []
         self.changed = threading.Condition(threading.RLock())
@@ -155,6 +161,34 @@ class Cluster:
                 self.note("MODIFIED", pod)
                 self.kill(name)
 
+    def evict(self, name):
+        """End a pod as a kubelet does whose node has no memory left."""
+        with self.changed:
+            ended = {"terminated": {"exitCode": 137, "reason": "Error"}}
+            self.pods[name]["status"] = {
+                "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory.",
+                "containerStatuses": [{"name": "task", "state": ended}],
+            }  # fmt: skip
+            self.note("MODIFIED", self.pods[name])
+        self.kill(name)
+
+    def strand(self, name):
+        """Remove a pod from a node that is cut off: nobody confirms it, and the pod stays."""
+        with self.changed:
+            self.stranded.add(name)
+            self.pods[name]["metadata"] |= {
+                "deletionTimestamp": "2030-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0
+            }  # fmt: skip
+            self.note("MODIFIED", self.pods[name])
+
+    def force(self, label):
+        """Remove the pods of a task without their node."""
+        key, _, value = label.partition("=")
+        with self.changed:
+            names = [name for name, pod in self.pods.items() if pod["metadata"]["labels"].get(key) == value]
+            self.stranded.difference_update(names)
+            self.forced += names
+
     def remove_pod(self, name):
         with self.changed:
             if name in self.pods:
@@ -177,6 +211,8 @@ class Cluster:
                 self.note("MODIFIED", pod)
 
         def remove():
+            while f"{name}-x1" in self.stranded:
+                time.sleep(0.05)
             self.remove_pod(f"{name}-x1")
             with self.changed:
                 self.jobs.pop(name, None)
@@ -197,17 +233,21 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *words):
         pass
 
-    def _answer(self, status, value):
+    def _answer(self, status, value, **headers):
         content = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
+        for name, each in headers.items():
+            self.send_header(name.replace("_", "-"), each)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
-    def _refuse(self, status, message):
-        self._answer(
-            status, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": status}
-        )
+    def _refuse(self, status, message, reason="", **headers):
+        told = {
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": reason,
+            "code": status,
+        }  # fmt: skip
+        self._answer(status, told, **headers)
 
     def _chunk(self, content):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
@@ -219,13 +259,21 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else None
         parts = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        cluster.requests.append((self.command, parts.path))
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        cluster.requests.append((self.command, parts.path, time.monotonic()))
+        if self.headers.get("Authorization") != f"Bearer {cluster.token}":
             self._refuse(401, "Unauthorized")
             return
         if cluster.refuse > 0:
             cluster.refuse -= 1
             self._refuse(503, "the server is busy")
+            return
+        if cluster.throttle > 0 and self.command == "POST":
+            cluster.throttle -= 1
+            self._refuse(429, "too many requests", "TooManyRequests", Retry_After="1")
+            return
+        if cluster.conflicts > 0 and "/jobs" in parts.path and self.command != "GET":
+            cluster.conflicts -= 1
+            self._refuse(409, "please apply your changes to the latest version and try again", "Conflict")
             return
         job = re.fullmatch(r"/apis/batch/v1/namespaces/work/jobs(?:/([^/]+))?", parts.path)
         pod = re.fullmatch(r"/api/v1/namespaces/work/pods(?:/([^/]+)/log)?", parts.path)
@@ -234,6 +282,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif pod and pod[1]:
             self._log(pod[1], query)
         elif pod and self.command == "DELETE":
+            if body == {"gracePeriodSeconds": 0}:
+                cluster.force(query["labelSelector"])
             self._answer(200, {})
         elif pod and "watch" in query:
             self._watch(query)
@@ -262,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.close()
                 return
             if made is None:
-                self._refuse(409, f"jobs {body['metadata']['name']} already exists")
+                self._refuse(409, f"jobs {body['metadata']['name']} already exists", "AlreadyExists")
             else:
                 self._answer(201, made)
         elif name is None:
@@ -299,6 +349,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _watch(self, query):
         cluster = self.cluster
+        if cluster.gone > 0:
+            cluster.gone -= 1
+            self._refuse(410, "too old resource version", "Expired")
+            return
         self._begin_chunks()
         if cluster.expire > 0:
             cluster.expire -= 1

@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 import containerkit
+import forked_commands
 from containerkit.oci.launcher import program
 from containerkit.oci.specification import default
 
 BUSYBOX = shutil.which("busybox") or "/bin/busybox"
 HIERARCHIES = "/sys/fs/cgroup"
+PYTHON = "containerkit.oci"
 RUN = uuid.uuid4().hex[:8]
 """A part of every name that is visible on the whole machine. Other runs and workers have other names."""
 ONE = f"one-{RUN}"
@@ -117,11 +119,15 @@ def write_runtime(path):
 
 
 class Runtime:
-    """The command line with a separate state directory: the program that engines start, or Python alone."""
+    """The command line with a separate state directory: the program that engines start, or Python alone.
+
+    Python alone is forked. Only where a test reaches into its process it is started as a program.
+    """
 
     def __init__(self, root, *, front=True):
         self.root = str(root)
-        command = [write_runtime(f"{root}.runtime")] if front else [sys.executable, "-m", "containerkit.oci"]
+        self.front = front
+        command = [write_runtime(f"{root}.runtime")] if front else [sys.executable, "-m", PYTHON]
         self.words = [*command, "--root", self.root]
         source = os.path.dirname(os.path.dirname(containerkit.__file__))
         self.environment = {**os.environ, "PYTHONPATH": source}
@@ -132,15 +138,11 @@ class Runtime:
 
     def __call__(self, *words, check=True, timeout=60, **more):
         """Run a verb whose output is small. The container may keep the files open."""
-        done = subprocess.run(
-            [*self.words, *map(str, words)],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            **more,
-        )
+        options = {"env": self.environment, "text": True, "timeout": timeout, **more}
+        if self.front or more.keys() - {"input", "cwd", "text"}:
+            done = subprocess.run([*self.words, *map(str, words)], capture_output=True, check=False, **options)
+        else:
+            done = forked_commands.run(PYTHON, [*self.words[3:], *words], **options)
         if check:
             assert done.returncode == 0, done.stderr
         return done
@@ -148,10 +150,14 @@ class Runtime:
     def quiet(self, *words, check=True, **more):
         """Run a verb whose container outlives it, so that its streams must not be pipes of ours."""
         with open(os.devnull, "r+b") as nothing, open(f"{self.root}.err", "w+b") as told:
-            done = subprocess.run(
-                [*self.words, *map(str, words)], env=self.environment, stdin=nothing, stdout=nothing, stderr=told,
-                timeout=60, check=False, **more,
-            )  # fmt: skip
+            if self.front or more:
+                done = subprocess.run(
+                    [*self.words, *map(str, words)], env=self.environment, stdin=nothing, stdout=nothing, stderr=told,
+                    timeout=60, check=False, **more,
+                )  # fmt: skip
+            else:
+                streams = [nothing.fileno(), nothing.fileno(), told.fileno()]
+                done = forked_commands.run(PYTHON, [*self.words[3:], *words], env=self.environment, streams=streams)
             told.seek(0)
             text = told.read().decode()
         if check:
@@ -224,7 +230,7 @@ def try_both_runtimes(metafunc):
 
 
 @pytest.fixture
-def oci(request, tmp_path):
+def oci(request, tmp_path, forked):
     """A runtime. Afterwards its containers, control groups and mounts must be gone."""
     runtime = Runtime(tmp_path / "state", front=getattr(request, "param", True))
     yield runtime

@@ -14,6 +14,8 @@ import pytest
 from image_registry import environment_without_credentials, needs_registry, needs_skopeo, registry
 from image_samples import tar_of
 
+import forked_commands
+
 CLI = [sys.executable, "-m", "containerkit"]
 needs_busybox = pytest.mark.skipif(shutil.which("busybox") is None, reason="needs Debian's package busybox-static")
 needs_htpasswd = pytest.mark.skipif(shutil.which("htpasswd") is None, reason="needs Debian's package apache2-utils")
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking with owners
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path, nothing_left):
+def surroundings(monkeypatch, tmp_path, forked, nothing_left):
     """A separate store, home and working directory for the test."""
     home = environment_without_credentials(monkeypatch, tmp_path)
     monkeypatch.setenv("CONTAINERKIT_IMAGES", str(tmp_path / "store"))
@@ -34,7 +36,7 @@ def surroundings(monkeypatch, tmp_path, nothing_left):
 
 
 def cli(*words, **options):
-    return subprocess.run([*CLI, *map(str, words)], capture_output=True, timeout=100, **{"text": True, **options})
+    return forked_commands.run("containerkit", words, timeout=100, **{"text": True, **options})
 
 
 def output(*words, **options):

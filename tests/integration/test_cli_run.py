@@ -10,6 +10,9 @@ import time
 
 import pytest
 
+import forked_commands
+
+pytestmark = pytest.mark.usefixtures("forked")
 CLI = [sys.executable, "-m", "containerkit"]
 
 
@@ -18,7 +21,8 @@ def run(*words, **options):
 
 
 def output(*words, **options):
-    done = run(*words, text=True, **options)
+    """For what the options do; how the program starts and ends is seen by the others."""
+    done = forked_commands.run("containerkit", ["run", *words], text=True, **options)
     assert (0, "") == (done.returncode, done.stderr)
     return done.stdout
 
@@ -115,7 +119,7 @@ def test_run_hands_on_nothing_where_a_stream_is_closed(closing, closed, tmp_path
 
 def test_run_gives_the_command_no_descriptor_of_the_caller():
     with open("/etc/hostname") as file:
-        shown = output("--", "ls", "/proc/self/fd", pass_fds=[file.fileno()])
+        shown = run("--", "ls", "/proc/self/fd", pass_fds=[file.fileno()], text=True).stdout
     assert ["0", "1", "2", "3"] == shown.split()  # 3 is the directory that ls reads
 
 

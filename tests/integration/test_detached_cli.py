@@ -13,6 +13,7 @@ from detached_samples import Kept, needs_groups, needs_root
 from image_samples import BUSYBOX, busybox_root
 from waiting import wait_for
 
+import forked_commands
 from containerkit import volume as volumes
 from containerkit.cli.detached import formatted
 from containerkit.cli.detached.attaching import keys_of
@@ -20,6 +21,8 @@ from containerkit.cli.generate import quoted
 from containerkit.detached.container import find
 from containerkit.errors import SpecError, StateError
 from containerkit.image import Defaults, Image, Store
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 @pytest.fixture
@@ -35,14 +38,7 @@ def name():
 
 
 def ck(*words, status=0, **options):
-    done = subprocess.run(
-        [sys.executable, "-m", "containerkit", *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,
-    )
+    done = forked_commands.run("containerkit", words, text=True, **options)
     assert status == done.returncode, done
     return done.stdout if status == 0 else done.stderr
 

@@ -15,6 +15,7 @@ from containerkit.plan import calls as plans
 from containerkit.plan.operation import Slot
 from containerkit.plan.program import Program
 from containerkit.plan.tape import Plan
+from containerkit.start.staging import opened
 
 pytestmark = pytest.mark.usefixtures("interpreter", "nothing_left")
 
@@ -252,3 +253,15 @@ def test_number_of_a_failed_step_may_be_anything(index):
     error = program.failure_of_either(outcome, program)
     assert error.errno == errno.EPERM
     assert error.operation in ("umask", "setsid")
+
+
+def test_plan_whose_process_is_killed_says_so():
+    """Its slots are empty then. The one that was filled before is closed."""
+    here = Slot("here")
+    steps = [
+        plans.open_at(k.AT_FDCWD, b"/", os.O_RDONLY | os.O_DIRECTORY, here),
+        plans.call("exit", 9),
+        plans.open_at(k.AT_FDCWD, b"/", os.O_RDONLY | os.O_DIRECTORY, Slot("there")),
+    ]
+    with pytest.raises(SetupError, match=r"make there: Operation canceled .*killed from outside"):
+        opened(steps, {}, ("here", "there"))

@@ -33,6 +33,7 @@ from containerkit.fleet import (
     Report,
     Task,
     Watcher,
+    wire,
 )
 from containerkit.fleet.channel import Ticket
 from containerkit.fleet.link import Link
@@ -388,6 +389,23 @@ def test_lines_are_heard_while_the_command_runs(threads):
     many = threads.submit(["seq", "20000"], on_stdout=lines.append, capture_output=False)
     assert many.result(60).stdout is None
     assert lines[1:] == [str(number).encode() for number in range(1, 20001)]
+
+
+def test_a_slow_listener_does_not_break_the_connection(monkeypatch, threads):
+    """The kernel ends a connection that nobody receives from for as long as TCP_USER_TIMEOUT, here half a second."""
+    watchful = [each for each in wire._WATCHFUL if each[1] != socket.TCP_USER_TIMEOUT]
+    monkeypatch.setattr(wire, "_WATCHFUL", [*watchful, (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 500)])
+    sizes = []
+
+    def slow(line):
+        if not sizes:
+            time.sleep(2)
+        sizes.append(len(line))
+
+    much = "head -c 20000000 /dev/zero | tr '\\0' x | fold -w 1000"  # more than buffers of sockets hold
+    future = threads.submit(["sh", "-c", much], on_stdout=slow, capture_output=False)
+    assert future.result(60).returncode == 0
+    assert sizes == [1000] * 20_000
 
 
 def test_an_exception_in_a_listener_ends_the_command(threads):

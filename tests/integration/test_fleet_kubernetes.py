@@ -19,7 +19,8 @@ pytest.importorskip("kubernetes_validate", reason="no kubernetes-validate: pip i
 from kube_server import TOKEN, Cluster  # it needs both
 
 from containerkit import ContainerTimeout, ExitError, ImageError, Limits, OutOfMemory, SpecError
-from containerkit.fleet import Fleet, FleetError, NodeLost
+from containerkit.fleet import Fleet, FleetError, NodeLost, Task, kubeapi, kubeattempt
+from containerkit.fleet.kubejob import job_of
 
 IMAGE = "registry.test/box@sha256:" + "a" * 64
 
@@ -173,6 +174,107 @@ def test_faults_of_the_server_are_survived(fleet, cluster):
     results = [fleet.submit(["sh", "-c", "sleep 0.3; echo fine"], image=IMAGE) for _ in range(5)]
     assert [b"fine\n"] * 5 == [each.result(60).stdout for each in results]
     assert 5 == len(cluster.seen)  # a lost answer created no second Job
+
+
+def test_throttling_server_is_left_alone_for_as_long_as_it_asks(fleet, cluster):
+    cluster.throttle = 1
+    assert 0 == fleet.submit(["true"], image=IMAGE).result(60).returncode
+    first, second = [when for method, path, when in cluster.requests if method == "POST"]
+    assert 1 <= second - first < 5
+
+
+def test_conflicts_leave_no_job(fleet, cluster, monkeypatch):
+    """Of a quota at the creation, of a controller at the removal."""
+    monkeypatch.setattr(kubeapi, "_FIRST_PAUSE_S", 0.01)
+    cluster.conflicts = 1
+    future = fleet.submit(["sleep", "1000"], image=IMAGE)
+    wait_for(lambda: future.node)
+    cluster.conflicts = 8  # more than a request is repeated
+    future.cancel()
+    assert future.gone(60)
+    assert {} == cluster.jobs
+
+
+def test_foreign_job_of_the_same_name_is_not_taken_over(fleet, cluster, monkeypatch):
+    monkeypatch.setattr(fleet._engine, "id", "ck-other")
+    foreign = job_of(Task(id="taken", argv=("true",), image=IMAGE), "ck-foreign", fleet._engine.settings)
+    cluster.idle = True
+    cluster.make_job(foreign)
+    with pytest.raises(FleetError, match="not of this fleet"):
+        fleet._engine.submit(Task(id="taken", argv=("true",), image=IMAGE), None)
+    assert ["taken"] == list(cluster.jobs)
+    cluster.delete_job("taken")
+    wait_for(lambda: not cluster.jobs)
+
+
+def test_watch_that_is_too_old_or_cut_off_misses_nothing(fleet, cluster):
+    future = fleet.submit(["sh", "-c", "sleep 1; echo fine"], image=IMAGE)
+    wait_for(lambda: future.node)
+    cluster.gone, cluster.expire, cluster.cut = 2, 2, 2
+    assert b"fine\n" == future.result(60).stdout
+
+
+def test_job_whose_creation_was_not_confirmed_is_removed(fleet, cluster, monkeypatch):
+    monkeypatch.setattr(kubeapi, "_FIRST_PAUSE_S", 0.01)
+    cluster.lose = 6  # all that the request is repeated
+    with pytest.raises(FleetError, match="does not accept it"):
+        fleet.submit(["sleep", "1000"], image=IMAGE)
+    assert 1 == len(cluster.seen)
+    wait_for(lambda: not cluster.jobs, 60)
+
+
+def test_expired_token_is_read_again(fleet, cluster, monkeypatch):
+    monkeypatch.setattr(kubeapi, "_RENEWED_EVERY_S", 0)
+    future = fleet.submit(["sh", "-c", "sleep 1; echo fine"], image=IMAGE)
+    with open(cluster.kubeconfig) as file:
+        content = file.read()
+    with open(cluster.kubeconfig, "w") as file:
+        file.write(content.replace(TOKEN, "token-of-tomorrow"))
+    cluster.token = "token-of-tomorrow"
+    assert b"fine\n" == future.result(60).stdout
+    assert 0 == fleet.submit(["true"], image=IMAGE).result(60).returncode
+
+
+def test_task_whose_token_expires_is_lost_when_the_cluster_has_ended_it(fleet, cluster, monkeypatch):
+    """Not before: until its deadline nobody can know. The cluster, here the test, ends the Job."""
+    monkeypatch.setattr(kubeapi, "_RENEWED_EVERY_S", 0)
+    monkeypatch.setattr(kubeattempt, "_LATE_S", 0.5)
+    with Fleet.kubernetes(namespace="work", kubeconfig=cluster.kubeconfig, lease_s=15, grace_s=0) as other:
+        future = other.submit(["sleep", "1000"], image=IMAGE)
+        wait_for(lambda: future.node)
+        (attempt,) = other._engine._attempts.values()
+        attempt.deadline_s = 3  # as if most of the lease had passed
+        cluster.token = "token-of-tomorrow"
+        with pytest.raises(NodeLost, match=r"until its deadline.*401"):
+            future.result(60)
+        assert time.monotonic() > attempt.made + 3
+    cluster.token = TOKEN
+    for name in list(cluster.jobs):
+        cluster.delete_job(name)
+    wait_for(lambda: not cluster.jobs)
+
+
+@pytest.mark.parametrize("how", ["evict", "remove_pod"])
+def test_evicted_pod_is_lost_or_tried_again(fleet, cluster, how):
+    lost = fleet.submit(["sleep", "1000"], image=IMAGE)
+    wait_for(lambda: lost.node)
+    getattr(cluster, how)(next(iter(cluster.pods)))
+    with pytest.raises(NodeLost, match="removed"):
+        lost.result(60)
+    assert "lost" == lost.cause
+
+
+def test_pod_on_a_node_that_is_cut_off_is_lost(fleet, cluster, monkeypatch):
+    """Its end is never confirmed. Without the time limit it would count as running for as long as the driver waits."""
+    monkeypatch.setattr(kubeattempt, "_UNREACHABLE_S", 0.5)
+    monkeypatch.setattr(kubeattempt, "_FORCE_AFTER_S", 0.2)
+    future = fleet.submit(["sleep", "1000"], image=IMAGE)
+    wait_for(lambda: future.node)
+    (name,) = cluster.pods
+    cluster.strand(name)
+    with pytest.raises(NodeLost, match="its node does not confirm"):
+        future.result(60)
+    assert [name] == cluster.forced
 
 
 def test_cluster_without_user_namespaces_is_refused(fleet, cluster):

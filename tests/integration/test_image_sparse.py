@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -53,7 +54,40 @@ def written(directory):
 
 
 def same(one, other):
-    return subprocess.run(["cmp", one, other], check=False).returncode == 0
+    """Whether two files have the same content. What is a hole in both is not read."""
+    with open(one, "rb") as first, open(other, "rb") as second:
+        if os.fstat(first.fileno()).st_size != os.fstat(second.fileno()).st_size:
+            return False
+        for offset, length in (*data_of(first.fileno()), *data_of(second.fileno())):
+            first.seek(offset)
+            second.seek(offset)
+            if first.read(length) != second.read(length):
+                return False
+    return True
+
+
+def data_of(fd):
+    """Where the kernel says that a file has data. A filesystem without holes has a single one."""
+    end = 0
+    while True:
+        try:
+            begin = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no more data
+                return
+            raise
+        end = os.lseek(fd, begin, os.SEEK_HOLE)
+        yield begin, end - begin
+
+
+def test_files_that_differ_are_told_apart(tmp_path):
+    put(tmp_path / "a", 4 * MIB, (MIB, b"x"))
+    for name, size, pieces in (("size", 5 * MIB, [(MIB, b"x")]), ("more", 4 * MIB, [(MIB, b"x"), (3 * MIB, b"y")])):
+        put(tmp_path / name, size, *pieces)
+        assert not same(tmp_path / "a", tmp_path / name)
+        assert not same(tmp_path / name, tmp_path / "a")
+    put(tmp_path / "full", 4 * MIB, (0, bytes(MIB) + b"x" + bytes(3 * MIB - 1)))
+    assert same(tmp_path / "a", tmp_path / "full")
 
 
 FORMS = ["gnu", "pax --sparse-version=0.0", "pax --sparse-version=0.1", "pax --sparse-version=1.0", "oldgnu"]
@@ -156,8 +190,8 @@ def test_sparse_file_in_a_layer_is_unpacked_by_umoci(tmp_path):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.integers(16 * MIB, 40 * MIB),
-    st.lists(st.tuples(st.integers(0, 40 * MIB), st.integers(1, 3 * MIB)), max_size=5),
+    st.integers(16 * MIB, 24 * MIB),
+    st.lists(st.tuples(st.integers(0, 24 * MIB), st.integers(1, 3 * MIB)), max_size=5),
 )
 def test_stretches_of_data_hold_all_that_is_not_zero(tmp_path, size, pieces):
     path = tmp_path / "f"

@@ -25,6 +25,7 @@ from containerkit import (
     Attach,
     Capabilities,
     Container,
+    Egress,
     LiveNetwork,
     Macvlan,
     Mount,
@@ -40,7 +41,7 @@ from containerkit import (
     run,
 )
 from containerkit.gc import gc
-from containerkit.network import leases, router
+from containerkit.network import files, leases, router
 from containerkit.network.connect import close_shared
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
@@ -238,10 +239,38 @@ def test_hosts_and_dns_are_in_the_files_of_etc(net):
     with Container(network=net, hosts={"x": "10.0.0.9", "here": "host-gateway"}, dns=wish) as container:
         hosts = container.run(["cat", "/etc/hosts"], text=True).stdout
         assert "10.0.0.9\tx\n" in hosts
-        assert f"{net.gateways[0]}\there\n" in hosts
+        assert f"{files.own_address()}\there\n" in hosts
         resolv = container.run(["cat", "/etc/resolv.conf"], text=True).stdout
         assert resolv == f"nameserver {net.gateways[0]}\nsearch example.org\noptions ndots:2\n"
         assert container.run(["sh", "-c", "echo x >> /etc/hosts"]).returncode != 0
+
+
+def greet(server):
+    server.settimeout(10)
+    with server.accept()[0] as client:
+        client.send(b"host")
+
+
+def test_the_host_is_reached_by_name_if_an_egress_rule_names_it(net):
+    ask = "import socket; print(socket.create_connection(('here', PORT), 3).recv(9).decode())"
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+        command = ["python3", "-c", ask.replace("PORT", str(port))]
+        how = {"network": net, "hosts": {"here": "host-gateway"}, "capture_output": True, "text": True}
+        assert run(command, egress=Egress.only(f"{files.own_address()}:{port + 1}"), **how).returncode
+        assert run(command, **how).returncode
+        thread = threading.Thread(target=greet, args=(server,))
+        thread.start()
+        done = run(command, egress=Egress.only(f"{files.own_address()}:{port}"), **how)
+        assert done.stdout == "host\n", done.stderr
+        thread.join()
+
+
+def test_the_name_of_the_host_needs_a_network_that_leads_to_it():
+    wish = {"hosts": {"here": "host-gateway"}, "capture_output": True, "text": True}
+    with pytest.raises(SpecError, match="host-gateway"):
+        run(["true"], **wish)
+    assert run(["getent", "hosts", "here"], network="host", **wish).stdout.split()[0] == "127.0.0.1"
 
 
 def test_root_inside_has_no_power_over_its_network(net):
@@ -672,6 +701,45 @@ def test_networks_that_are_ready_are_given_away_once(net):
         Container.prepare(networks=2, network=net, publish=[Port(8080, 80)])
 
 
+def test_networks_are_made_ready_when_a_container_has_ended_or_half_are_taken(net):
+    with Container.prepare(networks=4, ready=0, network=net) as template:
+        pool = template._pool
+        assert template.wait_full(30)
+        with template.container() as container:
+            container.run(["true"])
+            assert len(pool) == 3
+        assert template.wait_full(30)
+        assert len(pool) == 4
+        with template.container(), template.container():
+            assert template.wait_full(30)
+            assert len(pool) == 4
+
+
+def test_names_without_a_network_are_no_obstacle_to_ready_networks():
+    with Container.prepare(networks=2, ready=0, hosts={"x": "10.0.0.9"}) as template:
+        assert template.wait_full(30)
+        assert "10.0.0.9" in template.run(["getent", "hosts", "x"], capture_output=True, text=True).stdout
+
+
+PING = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+s.settimeout(5)
+s.connect((sys.argv[1], 0))
+s.send(bytes((8, 0, 0, 0, 0, 0, 0, 1)) + b"echo")
+print(s.recv(100)[8:].decode())
+"""
+
+
+def test_ping_needs_no_capability_whatever_ids_the_container_has(net):
+    with Container(network=net) as container:
+        done = container.run(["python3", "-c", PING, net.gateways[0]], capture_output=True, text=True)
+        assert done.stdout == "echo\n", done.stderr
+        if os.geteuid() == 0 and tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 5):
+            with container.namespace("network").enter(), open("/proc/sys/net/ipv4/ping_group_range") as file:
+                assert file.read().split() == ["0", "4294967294"]
+
+
 def test_a_template_with_ready_networks_makes_ready_containers_on_them(net):
     with Container.prepare(networks=2, network=net) as template:
         assert template.wait_full(30)
@@ -827,6 +895,17 @@ def test_a_file_of_given_content_is_shown_read_only(content):
         assert container.files.read("/etc/app/secret") == expected
         assert container.run(["sh", "-c", "echo x > /etc/app/secret"]).returncode != 0
         assert container.run(["rm", "/etc/app/secret"]).returncode != 0
+
+
+def test_files_of_given_content_are_apart():
+    texts = {f"/etc/app/{number}": f"text {number}" for number in range(3)}
+    between = Mount.tmpfs("/etc/app/memory")
+    mounts = [*map(Mount.file, texts, texts.values())]
+    with Container(mounts=[*mounts[:2], between, *mounts[2:]]) as container:
+        assert [container.files.read_text(path) for path in texts] == list(texts.values())
+        assert sorted(container.run(["ls", "/etc/app"], text=True, capture_output=True).stdout.split())[:3] == list(
+            "012"
+        )
 
 
 def test_a_file_that_is_too_large_is_refused():

@@ -85,8 +85,32 @@ with Network("out").open() as out, Network("in", internal=True).open() as inner:
 """
 
 
-def on_a_host(scenario, code=SCENARIO):
-    shell = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", HOST, "sh"]
+LOOPBACK = "mount -t tmpfs tmpfs /run; ip link set lo up; "
+NO_IPV6 = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; "
+NARROW = (
+    LOOPBACK
+    + """
+ip link add lan mtu {mtu} type veth peer name lan2; ip link set lan up; ip link set lan2 up
+ip -{version} address add {address} dev lan{nodad}; ip -{version} route add default via {gateway} dev lan; """
+)
+
+REACHING = r"""
+import socket
+from containerkit import Container, Network
+LISTEN = "import socket; s = socket.create_server(('::', 80), family=10, dualstack_ipv6=True); print(flush=True)\n"
+with Network("x").open() as net, Container(network=net) as box:
+    with box.popen(["python3", "-c", LISTEN + "while True: s.accept()"], stdout=-1) as server:
+        server.stdout.readline()
+        for address in net.addresses(box):
+            with socket.create_connection((address, 80), 5) as made:
+                print(made.getsockname()[0])
+        server.kill()
+    print(net.mtu, box.run(["cat", "/sys/class/net/eth0/mtu"], capture_output=True, text=True).stdout.strip())
+"""
+
+
+def on_a_host(scenario, code=SCENARIO, host=HOST):
+    shell = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", host, "sh"]
     command = [sys.executable, "-c", code, scenario]
     done = subprocess.run([*shell, *command], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -107,3 +131,32 @@ def test_a_firewall_that_begins_to_drop_what_is_forwarded_is_told_at_the_next_st
     assert (before, inner, after) == ("True", "True", "True")
     assert "chain 'ip filter FORWARD'" in during
     assert "open them again" in during
+
+
+def reached(host):
+    return on_a_host("", REACHING, f'set -e; {host}exec "$@"')
+
+
+@pytest.mark.parametrize("switch", ["", NO_IPV6])
+def test_a_host_without_an_address_of_its_own_reaches_containers(switch):
+    assert reached(LOOPBACK + switch) == ["169.254.254.1", "fd63:6b::1", "1500 1500"]
+
+
+def test_a_host_without_ipv6_reaches_containers_by_both_versions():
+    host = NARROW.format(mtu=1500, version=4, address="203.0.113.1/24", gateway="203.0.113.9", nodad="")
+    assert reached(host + NO_IPV6) == ["203.0.113.1", "fd63:6b::1", "1500 1500"]
+
+
+@pytest.mark.parametrize(
+    ("mtu", "version", "address", "gateway", "expected"),
+    [
+        (1400, 4, "203.0.113.1/24", "203.0.113.9", 1400),
+        (1300, 6, "2001:db8:7::1/64", "2001:db8:7::9", 1300),
+        (9000, 4, "203.0.113.1/24", "203.0.113.9", 1500),
+    ],
+)
+def test_interfaces_have_the_mtu_of_the_hosts_default_route(mtu, version, address, gateway, expected):
+    host = NARROW.format(
+        mtu=mtu, version=version, address=address, gateway=gateway, nodad="" if version == 4 else " nodad"
+    )
+    assert reached(host)[-1] == f"{expected} {expected}"

@@ -12,6 +12,7 @@ import urllib.request
 import pytest
 from waiting import wait_for
 
+import forked_commands
 from containerkit import Attach, Container, Network, SpecError, StateError, run
 from containerkit.container import running
 from containerkit.network import keeper
@@ -19,11 +20,14 @@ from containerkit.network import keeper
 CLI = [sys.executable, "-m", "containerkit"]
 NAME = f"test{os.getpid()}"
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root: the uplink is a link of the host's")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="root: the uplink is a link of the host's"),
+    pytest.mark.usefixtures("forked"),
+]
 
 
 def cli(*words, check=True):
-    done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=60, check=False)
+    done = forked_commands.run("containerkit", words, text=True)
     assert not check or done.returncode == 0, done.stderr
     return done
 

@@ -305,6 +305,30 @@ def test_what_cannot_start_is_told(pods, cri):
         cri("StartContainer", {"container_id": container})
 
 
+def test_daemon_has_no_checkpoint(pods, cri, tmp_path):
+    """Of containerd 1.6 and 1.7. Newer ones ask the runtime as `ctr task checkpoint` does, which is tested below."""
+    pod = pods("one")
+    container = pod.start("a", "sleep", "1000")
+    with pytest.raises(RefusedError, match="method CheckpointContainer not implemented") as caught:
+        cri("CheckpointContainer", {"container_id": container, "location": str(tmp_path / "checkpoint.tar")})
+    assert "UNIMPLEMENTED" == caught.value.code
+
+
+def test_user_namespace_of_a_pod_is_the_one_that_the_daemon_asks_for(pods, socket):
+    """Containerd asks for one since 2.0. Earlier ones drop this part of the request without a word."""
+    maps = [{"host_id": 1_500_000, "container_id": 0, "length": 65536}]
+    options = {"mode": "POD", "uids": maps, "gids": maps}
+    security = {"namespace_options": {"network": "POD", "pid": "CONTAINER", "userns_options": options}}
+    pod = pods("one", linux={"cgroup_parent": f"/{GROUP}", "security_context": security})
+    pod.security = security
+    container = pod.start("a", "sleep", "1000")
+    (bundle,) = (socket.parent / "state").glob(f"*/k8s.io/{container}")
+    linux = json.loads((bundle / "config.json").read_text())["linux"]
+    asked = "user" in {each["type"] for each in linux["namespaces"]}
+    found = pod.shell(container, "cat /proc/self/uid_map").split()
+    assert (["0", "1500000", "65536"] if asked else ["0", "0", "4294967295"]) == found
+
+
 def test_checkpoint_of_a_container_of_a_pod(pods, ctr, tmp_path):
     if not os.environ.get("CONTAINERKIT_CRIU"):
         pytest.skip("CONTAINERKIT_CRIU names no criu of version 4: Debian 12's 3.17 fails on the vDSO of newer kernels")

@@ -10,6 +10,7 @@ import time
 import pytest
 from image_samples import BUSYBOX, busybox_root
 
+import forked_commands
 from containerkit.image import Image, Store
 from containerkit.project.sockets import socket_path
 
@@ -49,17 +50,15 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def cli(images, tmp_path):
+def cli(images, tmp_path, forked):
     (tmp_path / "compose.yaml").write_text(COMPOSE)
     (tmp_path / "src").mkdir()
     name = f"cli{os.getpid()}-{abs(hash(str(tmp_path))) % 10**6}"
     env = {**os.environ, "CONTAINERKIT_IMAGES": str(images), "COMPOSE_PROJECT_NAME": name}
 
     def run(*words, check=True, kind="compose", **options):
-        done = subprocess.run(
-            [sys.executable, "-m", "containerkit", kind, *words],
-            cwd=tmp_path, env={**env, **options.pop("more", {})}, capture_output=True, text=True, timeout=60, **options,
-        )  # fmt: skip
+        options["env"] = {**env, **options.pop("more", {})}
+        done = forked_commands.run("containerkit", [kind, *words], cwd=tmp_path, text=True, **options)
         assert not check or done.returncode == 0, done.stderr
         return done
 

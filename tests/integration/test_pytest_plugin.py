@@ -15,11 +15,14 @@ HEAD = "import os, sys, time, pytest\n"
 def suite(tmp_path):
     """Return a function that runs a suite, and returns the outcome of each test and the output."""
 
-    def run(text, *options, conftest="", env=None):
+    def run(text, *options, conftest="", env=None, others=False):
         (tmp_path / "test_it.py").write_text(HEAD + text)
         (tmp_path / "conftest.py").write_text(CONFTEST + conftest)
         (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider --strict-markers -W error\n")
         told = tmp_path / "told"
+        if not others:  # hypothesis and pytest-cov take longer to import than all the rest
+            env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **(env or {})}
+            options = ("-p", "containerkit.pytest_plugin", *options)
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-rA", *options],
             cwd=tmp_path,
@@ -418,6 +421,7 @@ def test_it(n): assert os.getpid() == 2
 def test_dies(): os._exit(3)
 """,
         "-n2",
+        others=True,
     )
     assert outcomes == {**{f"test_it[{n}]": "passed" for n in range(6)}, "test_dies": "failed"}, shown
 

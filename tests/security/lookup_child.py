@@ -5,9 +5,11 @@ It is called as ``lookup_child.py WAY ROOT guarded|unguarded PROGRAM ...`` and p
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 from containerkit import PIPE, Container, Limits, Mount, Namespaces, RootFS, TimeOffsets, run
+from containerkit.fleet import Fleet
 from containerkit.sandbox import Sandbox
 from containerkit.security.landlock import Landlock
 
@@ -88,6 +90,29 @@ WAYS = {
 }
 
 
+def in_fleet(root, argv, **more):
+    """Run in a container that a worker holds. The worker is a thread, so the caller has all sockets of both sides."""
+    with (
+        ThreadPoolExecutor(1) as executor,
+        Fleet.executor(executor) as fleet,
+        fleet.container(root, mounts=SHOWN, **more) as c,
+    ):
+        return c.run(argv)
+
+
+def as_task(root, argv):
+    with ThreadPoolExecutor(1) as executor, Fleet.executor(executor) as fleet:
+        return fleet.submit(argv, rootfs=root, mounts=SHOWN).result()
+
+
+FLEETS = {
+    "held by a fleet": in_fleet,
+    "held by a fleet, time host": lambda root, argv: in_fleet(root, argv, namespaces=Namespaces(time="host")),
+    "task of a fleet": as_task,
+}
+"""The worker starts these programs as a caller of ``WAYS`` does: only what it has open differs."""
+
+
 def unguarded():
     """Remove the remedy: a command then shares the caller's memory and only marks its descriptors close-on-exec."""
     from containerkit.plan import calls
@@ -108,7 +133,7 @@ def main():
     os.set_inheritable(os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY), True)  # and one that is inherited
     for name in programs:
         try:
-            done = WAYS[way](RootFS.dir(root), [name])
+            done = (WAYS | FLEETS)[way](RootFS.dir(root), [name])
             told = f"status {done.returncode} {shown(done.stdout)} {shown(done.stderr)}"
         except OSError as error:
             told = f"error {error.errno}"

@@ -283,7 +283,7 @@ def test_program_that_is_replaced_during_its_lookup(root, victim):
 # --- What exists at the exec --------------------------------------------------------------------------------------------
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace: apt-get install strace")
-SCANNED = [way for way in lookup_child.WAYS if "full group" not in way]
+SCANNED = [way for way in lookup_child.WAYS if "full group" not in way] + list(lookup_child.FLEETS)
 
 
 def at_the_exec(process, belongs=None):
@@ -336,8 +336,9 @@ def test_command_has_only_its_own_descriptors_at_its_exec(way, root, victim):
 
 
 @needs_strace
-def test_command_has_more_descriptors_without_the_remedy(root, victim):
-    assert "the interpreter" in scan("run", root, victim, "unguarded")
+@pytest.mark.parametrize("way", ["run", "held by a fleet, time host", "task of a fleet"])
+def test_command_has_more_descriptors_without_the_remedy(way, root, victim):
+    assert "the interpreter" in scan(way, root, victim, "unguarded")
 
 
 def scan(way, root, victim, guard):

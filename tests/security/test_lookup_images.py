@@ -8,6 +8,7 @@ from test_lookup import MARK, compiled_victim, open_directory, plant
 from containerkit import Container, ContainerError
 from containerkit.image import Healthcheck, Image, Store
 from containerkit.image.claimed import release
+from containerkit.image.health import Health
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -49,10 +50,15 @@ def test_no_resource_of_the_builder_can_be_executed_by_run(image, tmp_path):
 
 
 def test_no_resource_of_the_caller_can_be_executed_by_a_health_check(image):
-    for name in names("link", "script", "elf"):
-        defaults = attrs.evolve(image.defaults, healthcheck=Healthcheck(test=("CMD", name), retries=1))
-        made = Image.from_directory(image.unpack()[0], store=image.store, defaults=defaults)
-        with Container(made.rootfs()) as container:
-            health = made.healthcheck(container)
+    """One image has the first of these checks; the rest are checks of its container, as if they were its image's."""
+    checks = [Healthcheck(test=("CMD", name), retries=1) for name in names("link", "script", "elf")]
+    made = Image.from_directory(
+        image.unpack()[0], store=image.store, defaults=attrs.evolve(image.defaults, healthcheck=checks[0])
+    )
+    with Container(made.rootfs()) as container:
+        healths = [made.healthcheck(container)]
+        healths += [Health(container, attrs.evolve(made.defaults, healthcheck=check)) for check in checks[1:]]
+        assert len({health.argv for health in healths}) == 3 * (len(FEW) + 1)
+        for health in healths:
             assert not health.check()
             assert MARK not in health.last.output

@@ -17,6 +17,7 @@ from containerkit.spec.network import Port
 pytestmark = lab.NEEDS
 
 FOUR, SIX = lab.OUTSIDE
+GATEWAY = lab.GATEWAYS["br0"][0]
 
 
 @pytest.fixture
@@ -147,6 +148,69 @@ def test_datagrams_go_there_and_back(where, host, client_of, address):
         data, place = server.recvfrom(10)
         server.sendto(b"back " + data, place)
         assert asking.recv(10) == b"back %d" % number
+
+
+def asker(where: lab.Lab, address: str, port: int = 5353) -> socket.socket:
+    """A client that sends all its datagrams from one port."""
+    made = where.socket("outside", lab.family(address), socket.SOCK_DGRAM)
+    made.connect((address, port))
+    return made
+
+
+def heard(where: lab.Lab, name: str, client: socket.socket, port: int = 53) -> str:
+    """Send a datagram, and return from which address it comes to a container, or ``""``."""
+    server = where.socket(name, client.family, socket.SOCK_DGRAM)
+    server.bind(("", port))
+    server.settimeout(0.5)
+    with server:
+        client.send(b"asked")
+        try:
+            return server.recvfrom(10)[1][0]
+        except TimeoutError:
+            return ""
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+@pytest.mark.parametrize(
+    ("address", "seen", "count"), [("45.0.113.1", FOUR, 1), ("45.0.113.1", FOUR, 3), ("2a00:db8:9::1", SIX, 1)]
+)
+def test_client_of_a_container_reaches_the_one_that_follows(where, monkeypatch, address, seen, count, forgets):
+    if not forgets:
+        monkeypatch.setattr("containerkit.network.conntrack.Connections._forget", lambda *_: None)
+    port = Port(5353, 53, "udp", host="::" if ":" in address else address, count=count)
+    client = asker(where, address)
+    first = publish(where, port)
+    assert heard(where, "c1", client) == seen
+    first.close()
+    publish(where, port, "c2")
+    assert heard(where, "c2", client) == (seen if forgets else "")
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_client_that_asked_before_a_port_was_published_is_seen_with_its_address(where, monkeypatch, forgets):
+    if not forgets:
+        monkeypatch.setattr("containerkit.network.conntrack.Connections._forget", lambda *_: None)
+    client = asker(where, "45.0.113.1")
+    client.send(b"asked")
+    with pytest.raises(ConnectionRefusedError):
+        client.recv(1)
+    publish(where, Port(5353, 53, "udp", host="0.0.0.0"))
+    assert heard(where, "c1", client) == (FOUR if forgets else GATEWAY)
+
+
+def test_end_of_a_port_leaves_the_clients_of_others_alone(where, monkeypatch):
+    other = asker(where, "45.0.113.1", 5360)
+    publish(where, Port(5360, 60, "udp", host="45.0.113.1"))
+    assert heard(where, "c1", other, 60) == FOUR
+    deleted: list[object] = []
+    monkeypatch.setattr("containerkit.network.conntrack.Connections._delete", lambda *entry: deleted.append(entry))
+    for count in (1, 3):
+        publish(where, Port(5353, 53, "udp", host="0.0.0.0", count=count)).close()
+    assert not deleted
+    with where.spaces["host"].enter():
+        where.host_rules.publish("45.0.113.1", 5370, "udp", "10.88.0.5", 60)
+    where.host_rules.unpublish("45.0.113.1", 5370, "udp", "10.88.0.5", 60)
+    assert len(deleted) == 1
 
 
 def test_range_of_ports(where):

@@ -6,7 +6,7 @@ import os
 import select
 import signal as signals
 import time
-from errno import EBUSY
+from errno import EBUSY, ENODEV
 from typing import TYPE_CHECKING
 
 from containerkit.cgroup.statfiles import flat
@@ -177,7 +177,12 @@ def _wait_unpopulated(part: Directory, deadline: float | None) -> bool:
         poll = select.poll()
         poll.register(fd, select.POLLPRI)
         while True:
-            text = os.pread(fd, 4096, 0).decode("ascii", "replace")
+            try:
+                text = os.pread(fd, 4096, 0).decode("ascii", "replace")
+            except OSError as error:
+                if error.errno == ENODEV:  # another process has removed the group, so it was empty
+                    return True
+                raise
             if not flat(text).get("populated"):
                 return True
             left = None if deadline is None else deadline - time.monotonic()

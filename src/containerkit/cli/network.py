@@ -42,7 +42,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     )
     making.add_argument("--internal", action="store_true", help="without access to other networks")
     making.add_argument("--isolated", action="store_true", help="its containers can't reach each other")
-    making.add_argument("--mtu", metavar="BYTES", type=int, default=1500)
+    making.add_argument(
+        "--mtu", metavar="BYTES", type=int, help="default: that of the host's default route, at most 1500"
+    )
     listing = verbs.add_parser("ls", aliases=["list"], help="list the networks of this user")
     LISTING.define(listing)
     removing = verbs.add_parser("rm", aliases=["remove"], help="remove some")

@@ -42,7 +42,10 @@ def define(group: Any) -> None:
     group.add_argument("--dns", metavar="ADDRESS", **_LISTS, help="a name server (default: those of the host)")
     group.add_argument("--dns-search", metavar="DOMAIN", **_LISTS, help="a domain for names without dots; repeatable")
     group.add_argument(
-        "--add-host", metavar="NAME:ADDRESS", **_LISTS, help="add a line to /etc/hosts; the address may be host-gateway"
+        "--add-host",
+        metavar="NAME:ADDRESS",
+        **_LISTS,
+        help="add a line to /etc/hosts; the address may be host-gateway, the host's own",
     )
 
 

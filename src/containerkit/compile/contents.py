@@ -70,12 +70,14 @@ def mounts_sys_last(start: Start) -> bool:
 def made(mount: Mount) -> list[Operation]:
     """Return the operations that make a filesystem and attach it."""
     tree = Slot("tree")
-    return [*mounts.make_filesystem(mount, tree), *attached(mount, tree, directory=mount.type != "file")]
+    return [*mounts.make_filesystem(mount, tree), *attached(mount, tree, directory=True)]
 
 
 def attached(mount: Mount, tree: Slot, *, directory: bool) -> list[Operation]:
-    """Return the operations that attach a detached tree at the target of a described mount."""
-    """Attach a mount. If it covers a kernel filesystem, later masks use this descriptor, not the path."""
+    """Return the operations that attach a detached tree at the target of a described mount.
+
+    If it covers a kernel filesystem, later masks use this descriptor, not the path.
+    """
     kept = Slot(mount.target[1:]) if mount.target in _OF_THE_KERNEL else None
     root, target = (ROOT, mount.target) if kept else _below(mount.target)
     prefix = mount.target.removesuffix(target)
@@ -97,13 +99,18 @@ def attached(mount: Mount, tree: Slot, *, directory: bool) -> list[Operation]:
 def own_mounts(start: Start) -> list[Operation]:
     """Return the operations that make the described mounts, in their order."""
     steps: list[Operation] = []
-    number = 0
+    binds = files = 0
+    tree = Slot("tree")
+    count = sum(mount.type == "file" for mount in start.spec.mounts)
     for mount in start.spec.mounts:
-        if mount.type != "bind":
+        if mount.type == "bind":
+            steps += attached(mount, bind_slot(binds), directory=start.host.directories[binds])
+            binds += 1
+        elif mount.type == "file":
+            steps += [*mounts.make_file(mount, tree, files, count), *attached(mount, tree, directory=False)]
+            files += 1
+        else:
             steps += made(mount)
-            continue
-        steps += attached(mount, bind_slot(number), directory=start.host.directories[number])
-        number += 1
     return steps
 
 

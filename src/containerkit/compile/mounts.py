@@ -16,7 +16,7 @@ from containerkit.plan.operation import Operation, Slot
 if TYPE_CHECKING:
     from containerkit.spec.mount import Mount
 
-__all__ = ["attach", "keep", "make_filesystem", "open_source", "resolve", "set_attributes"]
+__all__ = ["attach", "keep", "make_file", "make_filesystem", "open_source", "resolve", "set_attributes"]
 
 
 _KIND_HINT: Final = "a file can only be mounted on a file, a directory on a directory"
@@ -70,9 +70,7 @@ def set_attributes(mount: Mount, tree: Slot, userns: Slot | None) -> list[Operat
 
 
 def make_filesystem(mount: Mount, tree: Slot) -> list[Operation]:
-    """Return the operations, inside, that make the filesystem of a mount other than a bind."""
-    if mount.type == "file":
-        return _make_file(mount, tree)
+    """Return the operations, inside, that make the filesystem of a mount other than a bind or a file."""
     options: dict[str, str | None] = dict(mount.options)
     if mount.type == "tmpfs" and options.get("size") and "nr_inodes" not in options:
         options["nr_inodes"] = inodes_for(options["size"] or "")
@@ -84,18 +82,28 @@ def make_filesystem(mount: Mount, tree: Slot) -> list[Operation]:
     return steps
 
 
-def _make_file(mount: Mount, tree: Slot) -> list[Operation]:
-    """Return the operations that make a filesystem with one file, and a detached mount of only that file."""
-    memory, at = Slot("memory"), Slot("file")
+def make_file(mount: Mount, tree: Slot, number: int, count: int) -> list[Operation]:
+    """Return the operations that make a file, and a detached mount of only that file.
+
+    All files of a container are in one filesystem, because the kernel takes longer to make one than to make a file.
+
+    Args:
+        mount: the file.
+        tree: the slot of the mount.
+        number: which of the files it is, from 0. The first makes the filesystem, the last closes it.
+        count: the number of files.
+    """
+    memory, at, name = Slot("memory"), Slot("file"), b"%d" % number
     flags = k.O_WRONLY | k.O_CREAT | k.O_EXCL | k.O_CLOEXEC
+    first = calls.new_mount("tmpfs", {"mode": "755", "nr_inodes": str(1 + count)}, memory)
     return [
-        *calls.new_mount("tmpfs", {"mode": "755", "nr_inodes": "2"}, memory),
-        calls.call("openat", memory, b"file", flags, 0o644, target=mount.target, result=at),
+        *(first if number == 0 else ()),
+        calls.call("openat", memory, name, flags, 0o644, target=mount.target, result=at),
         calls.write(at, mount.content.encode(errors="surrogateescape"), mount.target),
         calls.close(at),
-        calls.open_tree(memory, b"file", tree, target=mount.target),
+        calls.open_tree(memory, name, tree, target=mount.target),
         calls.mount_setattr(tree, set_flags=mount.attributes, target=mount.target),
-        calls.close(memory),
+        *((calls.close(memory),) if number == count - 1 else ()),
     ]
 
 

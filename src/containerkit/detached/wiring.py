@@ -79,7 +79,7 @@ def kept_network(spec: Spec) -> tuple[Spec, str | None]:
         keeper.create(network)
         made = network.name
     else:
-        if (told["internal"], told["mtu"]) != (network.internal, network.mtu):
+        if told["internal"] != network.internal or network.mtu not in (None, told["mtu"]):
             raise StateError(f"network {network.name}: a different network of that name is kept: choose another name")
     chosen: Any = kept if attach is None else attrs.evolve(attach, network=kept)
     return attrs.evolve(spec, network=chosen), made

@@ -5,9 +5,13 @@
     worker ─ claim ─► driver      may I begin this attempt? on this node
     worker ◄─ go ──── driver      the task, or nothing: it was cancelled, or another worker has begun it
     worker ─ wrote ─► driver      lines of its command
+    worker ◄─ took ── driver      listeners have taken so many bytes of them, and the worker may send more
     worker ◄ cancel ─ driver
     worker ◄─ call ── driver      to a held container;  answer, heard: its result, its output
     worker ─ ended ─► driver      the outcome; nothing of it is running any more
+
+Listeners may be slow. A connection is received from nevertheless, because the kernel takes one that stands still for
+broken: lines wait in a queue for a second thread, with all later messages of that worker.
 
 An attempt begins at most once, whatever the engine does: the driver decides when it is claimed. If a connection ends,
 the worker is lost. When a worker's connection to a driver ends, it ends everything that it runs for this driver.
@@ -21,6 +25,7 @@ import pickle
 import secrets
 import socket
 import threading
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
@@ -31,6 +36,7 @@ from containerkit.fleet.errors import FleetError, NodeLost
 from containerkit.fleet.wire import KEY_BYTES, Wire, keep_private
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from containerkit.fleet.engine import Task, Watcher
@@ -48,12 +54,14 @@ class Ticket(NamedTuple):
         host, port: the driver's address.
         key: the shared key by which driver and worker authenticate each other.
         id: the id of the task.
+        tls: whether the driver accepts only encrypted connections.
     """
 
     host: str
     port: int
     key: bytes
     id: str
+    tls: bool = False
 
     def __repr__(self) -> str:  # engines write arguments to their logs
         return f"Ticket({self.host!r}, {self.port}, id={self.id!r})"
@@ -89,6 +97,7 @@ class Channel:
 
     Args:
         host: the address to listen on, which workers must be able to reach.
+        tls: certificates for encrypted connections (default: not encrypted).
 
     Raises:
         SpecError: this machine does not have that address.
@@ -96,10 +105,11 @@ class Channel:
     Side effects: a listening TCP socket, a thread, and one more for each worker.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, tls: ssl.SSLContext | None = None) -> None:
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         self._wires: set[Wire] = set()
+        self._tls = tls
         self._key = secrets.token_bytes(KEY_BYTES)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -134,7 +144,7 @@ class Channel:
             if task.id in self._held:
                 raise SpecError(f"task {task.id}: a task with this id is already running")
             self._held[task.id] = held
-        return held, Ticket(*self._address, self._key, task.id)
+        return held, Ticket(*self._address, self._key, task.id, self._tls is not None)
 
     def forget(self, held: Held) -> None:
         """Drop a task that the engine did not accept, without telling its watcher."""
@@ -142,11 +152,13 @@ class Channel:
             held.over = True
             self._held.pop(held.id, None)
 
-    def cancel(self, held: Held) -> None:
-        """End an attempt, or prevent its beginning. Returns at once."""
+    def cancel(self, held: Held) -> bool:
+        """End an attempt, or prevent its beginning. Returns at once, and whether no worker had claimed it."""
         never = Outcome(error=FleetError(f"task {held.id}: cancelled before it began"))
-        if not self._end(held, never, waiting=True):
-            self.tell(held, "cancel", held.id)
+        if self._end(held, never, waiting=True):
+            return True
+        self.tell(held, "cancel", held.id)
+        return False
 
     def tell(self, held: Held, *message: Any) -> bool:
         """Send a message to the worker of an attempt. Return whether it has one, and the connection stands."""
@@ -202,18 +214,42 @@ class Channel:
 
     def _serve(self, sock: socket.socket) -> None:
         try:
-            wire = Wire(sock, self._key, driver=True)
+            wire = Wire(sock, self._key, driver=True, tls=self._tls)
         except (OSError, EOFError):  # a stranger, or a worker that has already ended
             return
         with self._lock:
             self._wires.add(wire)
+        queue: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        queued = False
         try:
             while True:
-                self._hear(wire, *wire.receive())
+                message = wire.receive()
+                if message[0] == "wrote" and not queued:
+                    queued = True
+                    threading.Thread(target=self._serve_queue, args=(wire, queue), daemon=True).start()
+                if queued and message[0] != "claim":
+                    queue.put(message)
+                else:
+                    self._hear(wire, *message)
         except Exception as error:  # noqa: BLE001 - after any error this connection can't be used any more
-            self._lose(wire, error)
+            queue.put(("lost", error))
+            if not queued:
+                self._lose(wire, error)
         finally:
             wire.close()
+
+    def _serve_queue(self, wire: Wire, queue: SimpleQueue[tuple[Any, ...]]) -> None:
+        """Handle messages of a worker whose commands write lines."""
+        try:
+            while (message := queue.get())[0] != "lost":
+                self._hear(wire, *message)
+                if message[0] == "wrote":
+                    with contextlib.suppress(OSError):  # the other thread notices, and outcomes may have arrived
+                        wire.send("took", message[2])
+            self._lose(wire, message[1])
+        except Exception as error:  # noqa: BLE001 - after any error this connection can't be used any more
+            wire.close()
+            self._lose(wire, error)
 
     def _hear(self, wire: Wire, word: str, *rest: Any) -> None:
         if word == "claim":
@@ -221,8 +257,12 @@ class Channel:
         elif word == "wrote":
             for task, stream, line in rest[0]:
                 held = self._held.get(task)
-                if held is not None and held.wire is wire:
+                if held is None or held.wire is not wire:
+                    continue
+                if held.heard is None:
                     held.watcher.wrote(stream, line)
+                else:
+                    held.heard("line", *stream, line)
         elif word == "heard":
             held = self._held.get(rest[0])
             if held is not None and held.wire is wire and held.heard is not None:

@@ -12,6 +12,7 @@ from containerkit.fleet.perform import perform
 from containerkit.fleet.workers import WorkerEngine
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from containerkit.cgroup import Limits
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DaskEngine"]
 
+_ENCRYPTED: Final = ("tls://", "wss://")
 _ASKED_EVERY_S: Final = 5.0
 """The time in seconds for which the workers' declared resources are cached, because a request takes a round trip."""
 
@@ -35,7 +37,7 @@ class DaskEngine(WorkerEngine[Any]):
 
     Raises:
         UnsupportedError: Dask is not installed.
-        SpecError: it is not a client, or its cluster requires TLS.
+        SpecError: it is not a client, or its cluster uses TLS and it has no certificate.
     """
 
     name: ClassVar[str] = "dask"
@@ -47,12 +49,18 @@ class DaskEngine(WorkerEngine[Any]):
             raise UnsupportedError("import", 2, "distributed", "pip install containerkit[dask]") from error
         if not isinstance(client, Client) or client.asynchronous:
             raise SpecError(f"Fleet.dask: {client!r:.100} is not a synchronous distributed.Client")
-        if client.security.require_encryption or str(client.scheduler.address).startswith("tls"):
-            raise SpecError("Fleet.dask: the cluster requires TLS, which the fleet's own connections do not support")
+        tls = None
+        if str(client.scheduler.address).startswith(_ENCRYPTED):
+            tls = client.security.get_connection_args("client").get("ssl_context")
+            if tls is None:
+                raise SpecError(
+                    "Fleet.dask: the cluster uses TLS, and the client has no certificate "
+                    "(hint: Client(address, security=Security(tls_ca_file=, tls_client_cert=, tls_client_key=)))"
+                )
         self._client: Any = client
         self._declared: set[str] = set()
         self._asked_at = -_ASKED_EVERY_S
-        super().__init__(host or _address_towards(client.scheduler.address))
+        super().__init__(host or _address_towards(client.scheduler.address), tls)
 
     def carry(
         self,
@@ -133,7 +141,7 @@ def _error_of(future: Any) -> BaseException:
 def _address_towards(scheduler: str) -> str:
     """Return the address of this machine from which it reaches the scheduler. Nothing is sent."""
     kind, _, place = scheduler.rpartition("://")
-    if kind not in ("", "tcp", "ws"):
+    if kind not in ("", "tcp", "ws", *(each.rstrip(":/") for each in _ENCRYPTED)):
         return "127.0.0.1"  # inproc: the cluster is in this process
     host, _, port = place.rpartition(":")
     host = host.strip("[]")
@@ -145,4 +153,12 @@ def _address_towards(scheduler: str) -> str:
 def _perform(ticket: Ticket, **more: Any) -> None:
     from distributed import get_worker
 
-    perform(ticket, str(get_worker().name), **more)
+    worker = get_worker()
+
+    def tls() -> ssl.SSLContext:
+        context: ssl.SSLContext | None = worker.security.get_listen_args("worker").get("ssl_context")
+        if context is None:
+            raise PermissionError("the driver requires TLS, and the worker has no certificate")
+        return context
+
+    perform(ticket, str(worker.name), tls=tls, **more)

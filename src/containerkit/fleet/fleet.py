@@ -94,7 +94,7 @@ class Fleet:
 
         Raises:
             UnsupportedError: Ray is not installed.
-            SpecError: the cluster requires TLS, or is reached through a Ray client.
+            SpecError: the cluster is reached through a Ray client, or uses TLS and the certificate can't be read.
             ConnectionError: no such cluster.
         """
         return cls(load("containerkit.fleet.ray:RayEngine")(address, listen), elastic=elastic)
@@ -111,7 +111,7 @@ class Fleet:
 
         Raises:
             UnsupportedError: Dask is not installed.
-            SpecError: it is not a client, or its cluster requires TLS.
+            SpecError: it is not a client, or its cluster uses TLS and it has no certificate.
         """
         return cls(load("containerkit.fleet.dask:DaskEngine")(client, listen), elastic=elastic)
 

@@ -146,7 +146,7 @@ class Holding(Attending):
     def _heard(self, number: int, stream: str, listened: frozenset[str]) -> Callable[[Any], None] | None:
         if stream not in listened:
             return None
-        return lambda line: self._say("line", number, stream, line)
+        return lambda line: self.link.write(self.id, (number, stream), line)
 
     def _say(self, *message: Any) -> None:
         self.link.send("heard", self.id, *message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.errors import ContainerError, ContainerTimeout, ImageError
@@ -33,11 +34,23 @@ _MISSING_S: Final = 30.0
 """The time in seconds after which a Job counts as lost if its pod has disappeared."""
 
 
+_UNREACHABLE_S: Final = 30.0
+"""The time in seconds that a node has to confirm the removal of a pod, after the pod's own grace period."""
+
+_LATE_S: Final = 30.0
+"""The time in seconds that the cluster has to end a Job after its deadline, and to remove one that has ended."""
+
+
 def _disrupted(pod: dict[str, Any]) -> bool:
-    """Whether a pod was ended from outside: by its removal, an eviction, or a drain of its node."""
-    conditions = pod.get("status", {}).get("conditions", ())
+    """Whether a pod was ended from outside: by its removal, an eviction, or a drain of its node.
+
+    A whole pod has a reason only if its node or a controller ended it, such as "Evicted" or "NodeShutdown".
+    """
+    status = pod.get("status", {})
+    conditions = status.get("conditions", ())
     targeted = any(each["type"] == "DisruptionTarget" and each["status"] == "True" for each in conditions)
-    return targeted or "deletionTimestamp" in pod["metadata"]
+    ended = status.get("phase") == "Failed" and status.get("reason")
+    return targeted or bool(ended) or "deletionTimestamp" in pod["metadata"]
 
 
 class KubeAttempt(Attempt):
@@ -60,6 +73,8 @@ class KubeAttempt(Attempt):
         self._node = ""
         self._began = 0.0
         self._over = False
+        self._stopped = False
+        self._doomed: threading.Timer | None = None
         self._force = threading.Event()
         self._timer: threading.Timer | None = None
         self._lines = 0
@@ -76,6 +91,7 @@ class KubeAttempt(Attempt):
         ended = state.get("terminated")
         if "running" in state or ended:
             self._see_begin(pod["spec"].get("nodeName", ""))
+        self._stopped = self._stopped or bool(ended) or deleted
         waiting = state.get("waiting", {})
         if ended and (ended.get("exitCode") == 0 or not _disrupted(pod)):
             self._claim(lambda: self._result(ended))
@@ -87,6 +103,21 @@ class KubeAttempt(Attempt):
             self._claim(lambda: self._refused(kind(told)))
         elif deleted or status.get("phase") == "Failed":
             self._lose(f"its pod {'was removed' if deleted else 'failed'}", status)
+        elif "deletionTimestamp" in pod["metadata"]:
+            self._doom(pod["metadata"].get("deletionGracePeriodSeconds", 0))
+
+    def _doom(self, grace_s: float) -> None:
+        """Count it as lost if its pod, which somebody removes, does not end: no node confirms it that is cut off."""
+        with self._lock:
+            if self._doomed is not None or self._over:
+                return
+            self._doomed = threading.Timer(grace_s + _UNREACHABLE_S, self._give_up)
+            self._doomed.daemon = True
+            self._doomed.start()
+
+    def _give_up(self) -> None:
+        self._force.set()  # otherwise its Job would stay until the node is back
+        self._lose("its pod was removed, and its node does not confirm the end of it")
 
     def _lose(self, what: str, status: dict[str, Any] | None = None) -> None:
         told = ": ".join(filter(None, (what, (status or {}).get("reason"), (status or {}).get("message"))))
@@ -107,6 +138,21 @@ class KubeAttempt(Attempt):
         for each in job.get("status", {}).get("conditions", ()):
             if each["type"] == "Failed" and each["status"] == "True" and not self._pod:
                 self._lose("its Job failed", each)
+
+    @property
+    def over(self) -> bool:
+        """Whether its outcome is known, and its Job is removed."""
+        return self._over
+
+    @property
+    def _ended_by_cluster(self) -> bool:
+        """Whether its deadline has passed for so long that the cluster has ended it."""
+        return time.monotonic() > self.made + self.deadline_s + self._engine.settings.grace_s + _LATE_S
+
+    def unanswered(self, error: APIError) -> None:
+        """Handle an API server that does not answer about its Job, which has a deadline for this case."""
+        if self._ended_by_cluster:
+            self._lose(f"the API server did not answer until its deadline: {error}")
 
     def _see_begin(self, node: str) -> None:
         with self._lock:
@@ -130,8 +176,9 @@ class KubeAttempt(Attempt):
             if self._over:
                 return
             self._over = True
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._doomed):
+                if timer is not None:
+                    timer.cancel()
         self._engine.workers.submit(self._end, end)
 
     def _end(self, end: Callable[[], Outcome]) -> None:
@@ -139,10 +186,18 @@ class KubeAttempt(Attempt):
             outcome = end()
         except Exception as error:  # noqa: BLE001 - raised again with the result
             outcome = Outcome(error=error, lost=isinstance(error, APIError))
-        with contextlib.suppress(ContainerError):  # otherwise it ends with its lease
-            self._remove()
+        stopped = self._stopped
+        if stopped:  # nothing of it is running: its Job can go later
+            self._watcher.ended(outcome)
+        self._remove()
         self._engine.forget(self)
-        self._watcher.ended(outcome)
+        if not stopped:
+            self._watcher.ended(outcome)
+
+    def abandon(self) -> None:
+        """Remove its Job, which may exist although the request for it failed."""
+        self._over = self._stopped = True
+        self._remove()
 
     def _result(self, ended: dict[str, Any]) -> Outcome:
         if ended.get("reason") in _NOT_STARTED:
@@ -198,23 +253,27 @@ class KubeAttempt(Attempt):
     def _remove(self) -> None:
         """Remove the Job, and return when nothing of it is running any more.
 
-        Raises:
-            APIError: the API server can't be reached, or refuses it.
+        Problems are waited for: after its deadline the cluster ends it, and later removes it. The Job of a pod that
+        has already ended is left to the cluster after half a minute.
         """
         engine, began, pause = self._engine, time.monotonic(), 0.05
-        engine.delete(self.task.id)
-        forced = False
+        asked = forced = False
         while True:
             try:
+                if not asked:
+                    engine.delete(self.task.id)
+                    asked = True
                 engine.api.request("GET", f"{engine.jobs}/{self.task.id}")
+                if self._force.is_set() and not forced and time.monotonic() > began + _FORCE_AFTER_S:
+                    where, query = engine.pods, {"labelSelector": f"{TASK}={self.task.id}"}
+                    engine.api.request("DELETE", where, {"gracePeriodSeconds": 0}, **query)
+                    forced = True
             except APIError as error:
-                if error.status != 404:
-                    raise
+                if error.status == HTTPStatus.NOT_FOUND:
+                    return
+                pause = max(pause, 0.5)
+            if self._ended_by_cluster or (self._stopped and time.monotonic() > began + _LATE_S):
                 return
-            if self._force.is_set() and not forced and time.monotonic() > began + _FORCE_AFTER_S:
-                forced = True
-                where, query = engine.pods, {"labelSelector": f"{TASK}={self.task.id}"}
-                engine.api.request("DELETE", where, {"gracePeriodSeconds": 0}, **query)
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from containerkit.errors import SpecError
 from containerkit.fleet.engine import Engine, Node
 from containerkit.fleet.errors import FleetError
-from containerkit.fleet.kubeapi import APIError, KubeAPI
+from containerkit.fleet.kubeapi import APIError, KubeAPI, UnreachableError
 from containerkit.fleet.kubeattempt import KubeAttempt
 from containerkit.fleet.kubejob import FLEET, TASK, Settings, job_of, quantity
 from containerkit.spec.words import sequence
@@ -112,8 +112,11 @@ class KubernetesEngine(Engine):
                 self._begin(self._watch, self._keep)
         try:
             self._create(task, job)
-        except BaseException:
+        except BaseException as error:
             self.forget(attempt)
+            cause = error.__cause__
+            if isinstance(cause, APIError) and cause.passing and not isinstance(cause, UnreachableError):
+                self.workers.submit(attempt.abandon)  # perhaps it was created, and only the answers were lost
             raise
         return attempt
 
@@ -127,9 +130,11 @@ class KubernetesEngine(Engine):
         try:
             made = self.api.request("POST", self.jobs, job)
         except APIError as error:
-            if error.status != 409:  # an earlier attempt succeeded and its answer was lost: nobody else uses this name
+            if error.reason != "AlreadyExists":  # of an earlier request, whose answer was lost
                 raise FleetError(f"task {task.id}: {self.name} does not accept it: {error}") from error
             made = self.api.request("GET", f"{self.jobs}/{task.id}")
+            if made["metadata"].get("labels", {}).get(FLEET) != self.id:
+                raise FleetError(f"task {task.id}: a Job with this name exists, which is not of this fleet") from error
         pod = made["spec"]["template"]["spec"]
         for name, wanted, hint in (("hostUsers", self.settings.user_namespaces, "user_namespaces=False"),):
             if wanted and pod.get(name) is not False:
@@ -220,12 +225,14 @@ class KubernetesEngine(Engine):
                 continue
             try:
                 found = self.api.request("GET", self.jobs, labelSelector=f"{FLEET}={self.id}")
-            except APIError:
+            except APIError as error:
+                for attempt in attempts.values():
+                    attempt.unanswered(error)
                 continue  # retry next time
             jobs = {each["metadata"]["name"]: each for each in found["items"]}
             for name, attempt in attempts.items():
                 attempt.look_at_job(jobs.get(name))
-                if name in jobs:
+                if name in jobs and not attempt.over:
                     self._put_off(attempt, pause)
 
     def _put_off(self, attempt: KubeAttempt, pause: float) -> None:

@@ -7,20 +7,26 @@ import os
 import pickle
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from containerkit.fleet.engine import Outcome
 from containerkit.fleet.errors import FleetError, NodeLost
 from containerkit.fleet.wire import Wire
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
     from containerkit.fleet.channel import Ticket
 
 __all__ = ["Job", "Link"]
 
 _CONNECT_S: Final = 10.0
-_UNSENT_BYTES: Final = 1 << 20
-"""The maximum size of unsent output in bytes. Commands that write more must wait."""
+_UNHEARD_BYTES: Final = 4 << 20
+"""The maximum size in bytes of lines that the driver's listeners have not taken. Commands that write more must wait."""
+
+
+Where: TypeAlias = "str | tuple[int, str]"
 
 
 class Job(Protocol):
@@ -40,39 +46,43 @@ class Link:
 
     Args:
         ticket: the address of the driver, and the key.
+        tls: returns the certificates of this node, for a driver that requires TLS (default: it has none).
 
     Raises:
         NodeLost: it can't be reached.
     """
 
-    def __init__(self, ticket: Ticket) -> None:
+    def __init__(self, ticket: Ticket, tls: Callable[[], ssl.SSLContext] | None = None) -> None:
         self._where = ticket[:3]
         self._condition = threading.Condition()
         self._sending = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._answers: dict[str, list[bytes]] = {}
-        self._lines: list[tuple[str, str, Any]] = []
+        self._lines: list[tuple[str, Where, Any]] = []
+        self._unsent = 0
         self._size = 0
         self._writes = False
         self.closed = False
         try:
+            context = _context(tls) if ticket.tls else None
             sock = socket.create_connection((ticket.host, ticket.port), timeout=_CONNECT_S)
-            self._wire = Wire(sock, ticket.key, driver=False)
+            self._wire = Wire(sock, ticket.key, driver=False, tls=context)
         except (OSError, EOFError) as error:
             raise NodeLost(
                 f"task {ticket.id}: the driver at {ticket.host} port {ticket.port} can't be reached from node "
-                f"{socket.gethostname()}: {error} (hint: listen= of the fleet, an address that nodes reach)"
+                f"{socket.gethostname()}: {error} (hint: listen= of the fleet, an address that nodes reach"
+                f"{'; certificates that one authority signed' if ticket.tls else ''})"
             ) from error
         threading.Thread(target=self._hear, name="containerkit fleet", daemon=True).start()
 
     @classmethod
-    def to(cls, ticket: Ticket) -> Link:
+    def to(cls, ticket: Ticket, tls: Callable[[], ssl.SSLContext] | None = None) -> Link:
         """Return the connection to a driver. Create one if there is none."""
         where = ticket[:3]
         with _known_lock:
             link = _known.get(where)
             if link is None or link.closed:
-                link = _known[where] = cls(ticket)
+                link = _known[where] = cls(ticket, tls)
             return link
 
     # --- Jobs
@@ -124,13 +134,21 @@ class Link:
             self._send_lines()
             self._wire.send(*message)
 
-    def write(self, task: str, stream: str, line: Any) -> None:
-        """Queue a line, which is sent soon together with others. Waits while too much is unsent."""
+    def write(self, task: str, stream: Where, line: Any) -> None:
+        """Queue a line, which is sent soon together with others. Waits while too much was not heard.
+
+        Args:
+            task: the id of the task.
+            stream: the stream of its command; in a held container after the number of the call.
+            line: the line, without its newline.
+        """
+        size = len(line) + 64
         with self._condition:
-            while self._size > _UNSENT_BYTES and not self.closed:
+            while self._size > _UNHEARD_BYTES and not self.closed:
                 self._condition.wait()
             self._lines.append((task, stream, line))
-            self._size += len(line) + 64
+            self._unsent += size
+            self._size += size
             if not self._writes:
                 self._writes = True
                 threading.Thread(target=self._write, name="containerkit lines", daemon=True).start()
@@ -149,15 +167,19 @@ class Link:
     def _send_lines(self) -> None:
         with self._condition:
             lines, self._lines = self._lines, []
-            self._size = 0
-            self._condition.notify_all()
+            size, self._unsent = self._unsent, 0
         if lines:
-            self._wire.send("wrote", lines)
+            self._wire.send("wrote", lines, size)
 
     def _hear(self) -> None:
         with contextlib.suppress(Exception):  # after any error this connection can't be used any more
             while True:
                 word, task, *rest = self._wire.receive()
+                if word == "took":
+                    with self._condition:
+                        self._size -= task
+                        self._condition.notify_all()
+                    continue
                 if word == "go":
                     with self._condition:
                         self._answers[task] = [bytes(rest[0])] if rest[0] else []
@@ -177,6 +199,12 @@ class Link:
         for job in jobs:
             with contextlib.suppress(Exception):
                 job.cancel()
+
+
+def _context(tls: Callable[[], ssl.SSLContext] | None) -> ssl.SSLContext:
+    if tls is None:
+        raise PermissionError("the driver requires TLS, for which this worker has no certificates")
+    return tls()
 
 
 _known: dict[object, Link] = {}

@@ -11,6 +11,7 @@ from containerkit.fleet.errors import FleetError
 from containerkit.fleet.link import Link, loads
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from containerkit.container.lifecycle import Container
@@ -119,18 +120,25 @@ class Attending:
         return lambda line: self.link.write(self.id, stream, line)
 
 
-def perform(ticket: Ticket, node: str, kind: Callable[[Link, str], Attending] = Attending) -> None:
+def perform(
+    ticket: Ticket,
+    node: str,
+    kind: Callable[[Link, str], Attending] = Attending,
+    *,
+    tls: Callable[[], ssl.SSLContext] | None = None,
+) -> None:
     """Run a task for a driver, if it is still wanted. The engine calls this in a worker.
 
     Args:
         ticket: where to get the task.
         node: the name of this node.
         kind: the class that runs it.
+        tls: returns the certificates of this node, for a driver that requires TLS (default: it has none).
 
     Raises:
         NodeLost: the driver can't be reached.
     """
-    link = Link.to(ticket)
+    link = Link.to(ticket, tls)
     job = kind(link, ticket.id)
     outcome = Outcome(error=FleetError(f"task {ticket.id}: the worker was interrupted"))
     try:

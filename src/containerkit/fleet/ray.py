@@ -11,6 +11,7 @@ from containerkit.fleet.perform import perform
 from containerkit.fleet.workers import WorkerEngine
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
     from concurrent.futures import Future
 
@@ -30,7 +31,7 @@ class RayEngine(WorkerEngine[Any]):
 
     Raises:
         UnsupportedError: Ray is not installed.
-        SpecError: the cluster requires TLS, or is reached through a Ray client.
+        SpecError: the cluster is reached through a Ray client, or uses TLS and the certificate can't be read.
     """
 
     name: ClassVar[str] = "ray"
@@ -40,8 +41,7 @@ class RayEngine(WorkerEngine[Any]):
             import ray
         except ImportError as error:
             raise UnsupportedError("import", 2, "ray", "pip install containerkit[ray]") from error
-        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-            raise SpecError("Fleet.ray: the cluster requires TLS, which the fleet's own connections do not support")
+        tls = _context(driver=True) if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true") else None
         if address is not None and address.startswith("ray://"):
             raise SpecError(
                 f"Fleet.ray({address!r}): a Ray client is outside of the cluster, but nodes must reach the driver "
@@ -51,7 +51,7 @@ class RayEngine(WorkerEngine[Any]):
         self._ours = not ray.is_initialized()
         if self._ours:
             ray.init(address=address, logging_level="warning", log_to_driver=False)
-        super().__init__(host or ray.util.get_node_ip_address())
+        super().__init__(host or ray.util.get_node_ip_address(), tls)
         self._task: Any = ray.remote(max_retries=0)(_perform)
 
     def carry(
@@ -113,7 +113,32 @@ def _name(name: str, node: str) -> str:
 def _perform(ticket: Ticket, **more: Any) -> None:
     import ray
 
-    perform(ticket, _own_name(ray), **more)
+    perform(ticket, _own_name(ray), tls=_context, **more)
+
+
+def _context(*, driver: bool = False) -> ssl.SSLContext:
+    """Return the certificates that Ray uses on this node, and the authority for those of others.
+
+    Names in certificates are not checked: who has a certificate of the cluster can run code on all of its nodes.
+
+    Raises:
+        SpecError: they can't be read.
+    """
+    import ssl
+
+    found = [os.environ.get(f"RAY_TLS_{name}", "") for name in ("SERVER_CERT", "SERVER_KEY", "CA_CERT")]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if driver else ssl.PROTOCOL_TLS_SERVER)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_cert_chain(found[0], found[1])
+        context.load_verify_locations(found[2])
+    except OSError as error:
+        raise SpecError(
+            f"Fleet.ray: certificates {found}: {error} (hint: RAY_USE_TLS needs RAY_TLS_SERVER_CERT, "
+            "RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT)"
+        ) from error
+    return context
 
 
 _names: list[str] = []

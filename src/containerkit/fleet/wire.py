@@ -8,8 +8,8 @@
       │  ◄─────────────────── HMAC of both (32) ─────  │     closes the connection if it is wrong
       │  ◄── messages: length (8), pickled tuple ───►  │
 
-The proof is HMAC-SHA-256 over the side's name and both challenges. Messages are neither encrypted nor signed, like
-those of the engines without TLS.
+The proof is HMAC-SHA-256 over the side's name and both challenges. Messages are encrypted if the engine's cluster uses
+TLS; see tls.py. Otherwise they are neither encrypted nor signed, like those of the engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from typing import TYPE_CHECKING, Any, Final
 from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
+
+    from containerkit.fleet.tls import TLSStream
 
 __all__ = ["KEY_BYTES", "Wire", "keep_private"]
 
@@ -77,19 +80,25 @@ class Wire:
         sock: the connected socket. This object closes it.
         key: the shared key.
         driver: whether this is the driver's side.
+        tls: certificates for an encrypted connection (default: not encrypted).
 
     Raises:
         PermissionError: the other side does not have the key.
-        OSError: the connection broke.
+        OSError: the connection broke, or the other side has no certificate of the cluster.
     """
 
-    def __init__(self, sock: socket.socket, key: bytes, *, driver: bool) -> None:
+    def __init__(self, sock: socket.socket, key: bytes, *, driver: bool, tls: ssl.SSLContext | None = None) -> None:
         self._socket = keep_private(sock)
+        self._stream: socket.socket | TLSStream = sock
         self._sending = threading.Lock()
         try:
             for level, option, value in _WATCHFUL:
                 sock.setsockopt(level, option, value)
             sock.settimeout(_HANDSHAKE_S)
+            if tls is not None:
+                from containerkit.fleet.tls import TLSStream  # ssl takes time to import
+
+                self._stream = TLSStream(sock, tls, driver=driver)
             (self._greet_worker if driver else self._greet_driver)(key)
             sock.settimeout(None)
         except BaseException:
@@ -98,16 +107,16 @@ class Wire:
 
     def _greet_worker(self, key: bytes) -> None:
         ours = secrets.token_bytes(KEY_BYTES)
-        self._socket.sendall(ours)
+        self._stream.sendall(ours)
         answer = self._exactly(2 * KEY_BYTES)
         both = ours + answer[:KEY_BYTES]
         if not hmac.compare_digest(answer[KEY_BYTES:], _proof(key, b"worker", both)):
             raise PermissionError("a worker that does not have the key of this fleet")
-        self._socket.sendall(_proof(key, b"driver", both))
+        self._stream.sendall(_proof(key, b"driver", both))
 
     def _greet_driver(self, key: bytes) -> None:
         both = bytes(self._exactly(KEY_BYTES)) + secrets.token_bytes(KEY_BYTES)
-        self._socket.sendall(both[KEY_BYTES:] + _proof(key, b"worker", both))
+        self._stream.sendall(both[KEY_BYTES:] + _proof(key, b"worker", both))
         if not hmac.compare_digest(self._exactly(KEY_BYTES), _proof(key, b"driver", both)):
             raise PermissionError("a driver that does not have the key of its fleet")
 
@@ -115,17 +124,21 @@ class Wire:
         """Send a message.
 
         Raises:
-            OSError: the connection broke.
+            OSError: the connection broke, and is closed.
             Exception: a part of the message can't be pickled; nothing was sent.
         """
         content = pickle.dumps(message, 5)
         head = _HEAD.pack(len(content))
         with self._sending:
-            if len(content) <= _SMALL:
-                self._socket.sendall(head + content)
-            else:
-                self._socket.sendall(head)
-                self._socket.sendall(content)
+            try:
+                if len(content) <= _SMALL:
+                    self._stream.sendall(head + content)
+                else:
+                    self._stream.sendall(head)
+                    self._stream.sendall(content)
+            except BaseException:  # an interruption, too, may leave a part of a message, which nothing can follow
+                self.close()
+                raise
 
     def receive(self, loads: Callable[[Any], Any] = pickle.loads) -> tuple[Any, ...]:
         """Wait for a message.
@@ -143,7 +156,7 @@ class Wire:
         """Receive a number of bytes. Memory is allocated when they arrive, not when they are announced."""
         content = bytearray()
         while len(content) < length:
-            piece = self._socket.recv(min(length - len(content), _PIECE))
+            piece = self._stream.recv(min(length - len(content), _PIECE))
             if not piece:
                 raise EOFError("the other side closed the connection")
             content += piece

@@ -11,6 +11,7 @@ from containerkit.fleet.engine import Attempt, Engine
 from containerkit.fleet.errors import FleetError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from containerkit.cgroup import Limits
@@ -43,9 +44,7 @@ class Carried(Attempt, Generic[Handle]):
     def cancel(self, *, force: bool = False) -> None:
         """End its container, or prevent its start; see :meth:`Attempt.cancel`."""
         engine, held = self._engine, self.held
-        began = held.wire is not None
-        engine.channel.cancel(held)
-        if not began and self.handle is not None:
+        if engine.channel.cancel(held) and self.handle is not None:
             engine.withdraw(self.handle)
         if force and not held.over:
             timer = threading.Timer(FORCE_AFTER_S, self._force)
@@ -62,13 +61,14 @@ class WorkerEngine(Engine, Generic[Handle]):
 
     Args:
         host: the address on which this driver listens for its workers.
+        tls: the certificates of this driver, if the cluster uses TLS (default: it does not).
 
     Raises:
         SpecError: this machine does not have that address.
     """
 
-    def __init__(self, host: str) -> None:
-        self.channel = Channel(host)
+    def __init__(self, host: str, tls: ssl.SSLContext | None = None) -> None:
+        self.channel = Channel(host, tls)
 
     def submit(
         self,

@@ -247,7 +247,8 @@ def connected(spec: Spec) -> Spec:
     """
     network = spec.network
     if isinstance(network, str) and network in ("none", "host"):
-        hosts = files.hosts_file(spec.hosts, spec.hostname, ()) if spec.hosts else None
+        host = files.no_address if network == "none" else files.loopback
+        hosts = files.hosts_file(spec.hosts, spec.hostname, host) if spec.hosts else None
         servers = () if spec.dns is None or spec.dns.servers == "host" else spec.dns.servers
         resolv = files.resolv_conf(servers, spec.dns) if servers else None
         return attrs.evolve(spec, network="none", hosts=(), dns=None, mounts=files.mounts(spec.mounts, hosts, resolv))
@@ -267,7 +268,7 @@ def connected(spec: Spec) -> Spec:
     gateways = attached[0][0].gateways
     names = () if spec.hostname in (None, HOSTNAME) else as_names(spec.hostname)
     connector = Connector(attached, names, spec.publish, spec.egress, spec.dns, network_sysctls(spec))
-    hosts = files.hosts_file(spec.hosts, spec.hostname, gateways)
+    hosts = files.hosts_file(spec.hosts, spec.hostname, files.own_address)
     return joining(spec, connector, hosts, files.resolv_conf(gateways[:1], spec.dns))
 
 
@@ -370,7 +371,7 @@ def _outside(spec: Spec, network: Macvlan | CNI) -> Spec:
         maker = Plugins.of(network, spec.publish, network_sysctls(spec))
     servers = () if spec.dns is None or spec.dns.servers == "host" else spec.dns.servers
     resolv = files.resolv_conf(servers, spec.dns) if servers else maker.resolv_conf()
-    return joining(spec, maker, files.hosts_file(spec.hosts, spec.hostname, ()), resolv)
+    return joining(spec, maker, files.hosts_file(spec.hosts, spec.hostname, files.no_address), resolv)
 
 
 def restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None, undo: ExitStack) -> None:

@@ -13,7 +13,7 @@ from containerkit._native import constants as k
 from containerkit.errors import SetupError
 from containerkit.namespace import Kind, Namespace
 from containerkit.network import links
-from containerkit.network.router import entering, has_ipv6, write_sysctl
+from containerkit.network.router import ALL_GROUPS, entering, has_ipv6, write_sysctl
 from containerkit.plan import calls
 from containerkit.plan.operation import Block, Operation, Slot
 from containerkit.plan.program import Program
@@ -44,6 +44,7 @@ _SETTINGS6: Final = {
 }
 
 
+_ALL_GROUPS_BEFORE_6_5: Final = 2**31 - 1
 _OF_ONE: Final = {"accept_ra": "0", "addr_gen_mode": "1"}
 
 
@@ -136,15 +137,17 @@ def _sockets(enter: list[Operation], *, privileged: bool) -> list[Operation]:
     ]
 
 
-def settings_of(sysctls: Mapping[str, str], last_group: int = 2**31 - 1) -> list[Operation]:
+def settings_of(sysctls: Mapping[str, str], last_group: int = ALL_GROUPS) -> list[Operation]:
     """Return the operations that configure the network namespace of a container.
 
     Args:
         sysctls: more parameters, by their path below ``net``.
         last_group: the highest group id in the user namespace that owns it. All groups up to it may use ping.
     """
-    # The kernel refuses a range with unmapped groups. Then ping needs a privilege inside.
-    ping = write_sysctl("ipv4/ping_group_range", f"0 {last_group}", refused=(EINVAL,))
+    # The kernel refuses a range with unmapped groups: then ping needs a privilege inside. Before 6.5 it also refuses
+    # one beyond 2**31, and the smaller one stays.
+    ends = sorted({min(last_group, _ALL_GROUPS_BEFORE_6_5), last_group})
+    ping = [step for end in ends for step in write_sysctl("ipv4/ping_group_range", f"0 {end}", refused=(EINVAL,))]
     settings = {**_SETTINGS, **(_SETTINGS6 if has_ipv6() else {}), **sysctls}
     return [*ping, *(step for name, value in settings.items() for step in write_sysctl(name, value))]
 

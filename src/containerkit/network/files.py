@@ -2,42 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from containerkit._linux.hostroot import HOSTNAME, hosts_line
+from containerkit.errors import SpecError
 from containerkit.spec.mount import Mount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from containerkit.spec.network import DNS
 
-__all__ = ["hosts_file", "mounts", "resolv_conf"]
+__all__ = ["hosts_file", "loopback", "mounts", "no_address", "own_address", "resolv_conf"]
 
 HOSTS: Final = "/etc/hosts"
 RESOLV: Final = "/etc/resolv.conf"
 GATEWAY: Final = "host-gateway"
-"""The name that means the address of the gateway, as in Docker."""
+"""The name that means the address of the host, as in Docker."""
+
+_ANYWHERE: Final = "192.0.2.1"  # no packet is sent there
 
 _OPTIONAL: Final = (("optional", None),)
 _LOCAL: Final = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
-def hosts_file(pairs: Iterable[tuple[str, str]], hostname: str | None, gateways: tuple[str, ...]) -> bytes:
+def own_address() -> str:
+    """Return the host's own address of IPv4, by which containers with an egress rule for it reach the host.
+
+    Raises:
+        SpecError: it has none besides the loopback.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        with contextlib.suppress(OSError):  # no route leads outside
+            asking.connect((_ANYWHERE, 9))
+        found: str = asking.getsockname()[0]
+    if found in ("0.0.0.0", "127.0.0.1"):  # noqa: S104 - compared, not bound
+        raise SpecError("hosts: 'host-gateway': this host has no address of IPv4 besides the loopback")
+    return found
+
+
+def loopback() -> str:
+    """Return the address of the host for containers that share its network."""
+    return "127.0.0.1"
+
+
+def no_address() -> str:
+    """Refuse containers whose network does not lead to the host.
+
+    Raises:
+        SpecError: always.
+    """
+    raise SpecError(
+        "hosts: 'host-gateway' needs network='internet', a Network or 'host': other networks don't reach it"
+    )
+
+
+def hosts_file(pairs: Iterable[tuple[str, str]], hostname: str | None, host: Callable[[], str]) -> bytes:
     """Return the text of /etc/hosts.
 
     Args:
         pairs: names and addresses, or :data:`GATEWAY`.
         hostname: the container's own. Only the default name is in the file. Others are resolved by DNS.
-        gateways: the gateways of its network.
+        host: returns the address of the host. It is called only if a pair needs it.
 
     Source: hosts(5).
     """
     text = _LOCAL + (hosts_line(HOSTNAME) if hostname == HOSTNAME else b"")
     for name, address in pairs:
-        known = gateways[0] if address == GATEWAY and gateways else address
+        known = host() if address == GATEWAY else address
         text += f"{known}\t{name}\n".encode()
     return text
 

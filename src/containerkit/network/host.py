@@ -8,8 +8,11 @@ guard was killed too.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import os
+import socket
+import struct
 import subprocess
 from typing import Final
 
@@ -18,13 +21,15 @@ from containerkit.errors import SetupError, UnsupportedError
 from containerkit.network.forked import closed_in_children
 from containerkit.network.leases import DIRECTORY
 
-__all__ = ["PREFIX", "Forwarding", "restore"]
+__all__ = ["PREFIX", "Forwarding", "outward_mtu", "restore"]
 
 PREFIX: Final = "ck"
 """The prefix of the host's interface names of all uplinks."""
 
 _RECORD: Final = f"{DIRECTORY}/forwarding"
 _V4, _V6 = "/proc/sys/net/ipv4", "/proc/sys/net/ipv6"
+_USUAL_MTU, _LEAST_MTU = 1500, 1280
+_MTU_OF, _NAME_LENGTH = 0x8921, 16  # SIOCGIFMTU, IFNAMSIZ
 _GUARD: Final = """
 read -r _
 n=0
@@ -129,6 +134,27 @@ def _routed(path: str, column: int) -> list[str]:
     """Return the interfaces of the host's routes."""
     names = (line.split()[column] for line in read_or_empty(path).splitlines() if not line.startswith("Iface"))
     return sorted({name for name in names if name != "lo" and not name.startswith(PREFIX)})
+
+
+def outward_mtu() -> int:
+    """Return the MTU of the interface of the host's default route in bytes, at most 1500 and at least 1280.
+
+    A larger one would make the host refuse what containers send, with messages that many networks drop. Without a
+    default route it is 1500.
+    """
+    net = "/proc/thread-self/net"
+    found = {line.split()[0] for line in read_or_empty(f"{net}/route").splitlines() if line.split()[1] == "00000000"}
+    for line in read_or_empty(f"{net}/ipv6_route").splitlines():
+        words = line.split()
+        if words[0] == "0" * 32 and words[1] == "00":
+            found.add(words[-1])
+    mtus = [_USUAL_MTU]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for name in found - {"lo"}:
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                answer = fcntl.ioctl(asking, _MTU_OF, name.encode().ljust(2 * _NAME_LENGTH, b"\0"))
+                mtus.append(struct.unpack_from("=i", answer, _NAME_LENGTH)[0])
+    return max(_LEAST_MTU, min(mtus))
 
 
 def _wanted(uplink: str) -> list[tuple[str, str, str]]:

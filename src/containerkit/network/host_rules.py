@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from containerkit.network import expressions as e
 from containerkit.network import nfnetlink as nft
 from containerkit.network import refusals
+from containerkit.network.conntrack import Connections
 from containerkit.network.guard import ifname, packed
 from containerkit.network.nfnetlink import Element, Hook, Message, Nfnetlink, Set
 from containerkit.network.tables import asked_elements, asked_rule, asked_sets, only
@@ -57,10 +58,12 @@ class HostRules:
         self._lock = threading.Lock()
         self._asked: dict[str, list[Element]] = {}
         self.name: Final = f"containerkit-{uplink}"
+        self._connections = Connections()
         self._log, group = refusals.free_group()
         try:
             nft_socket.batch(_table(self.name, uplink, group, forwards_only_ours))
         except BaseException:
+            self._connections.close()
             self._log.close()
             raise
 
@@ -82,14 +85,24 @@ class HostRules:
 
         Raises:
             SetupError: ``EEXIST`` if it is already published.
+
+        Side effects: a client that sent datagrams to the port before is redirected from its next one on.
         """
         self._socket.batch(self._published(host, port, protocol, (address, container_port), count))
+        if protocol == "udp":
+            try:
+                self._connections.forget_to(host, range(port, port + count), protocol)
+            except BaseException:
+                self.unpublish(host, port, protocol, address, container_port, count=count)
+                raise
 
     def unpublish(
         self, host: str, port: int, protocol: str, address: str, container_port: int, *, count: int = 1
     ) -> None:
-        """Undo :meth:`publish`. Existing connections continue."""
+        """Undo :meth:`publish`. Datagrams of known clients are no longer redirected either."""
         self._socket.batch(self._published(host, port, protocol, (address, container_port), count, delete=True))
+        if protocol == "udp":
+            self._connections.forget_redirected(address, range(container_port, container_port + count), protocol)
 
     def _published(
         self, host: str, port: int, protocol: str, target: tuple[str, int], count: int, *, delete: bool = False
@@ -151,6 +164,7 @@ class HostRules:
         """Delete the table. May be called twice."""
         self._socket.close()
         self._log.close()
+        self._connections.close()
 
 
 def _field(version: int, offsets: dict[int, int], register: int = 0) -> bytes:

@@ -2,8 +2,8 @@
 
 A lease is a lock on a file in /run/containerkit/networks. The kernel drops it when the owner ends, even if it is
 killed. The file is named after the subnet, so that other owners see which subnets are taken. Networks of an
-in namespaces of its own, which no other owner sees. Their leases are below $XDG_RUNTIME_DIR, and only keep apart what
-is chosen for them, so that a container can be on networks of several processes.
+unprivileged user are in namespaces of its own, which no other owner sees. Their leases are below $XDG_RUNTIME_DIR, and
+only keep apart what is chosen for them, so that a container can be on networks of several processes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 from containerkit.network import endpoint, links, router
+from containerkit.network.host import outward_mtu
 from containerkit.network.leases import lease
 from containerkit.network.parsed import ip_address, ip_network
 from containerkit.plan import calls
@@ -58,12 +59,14 @@ class LiveNetwork:
         network: the description.
         subnets: its subnets, IPv4 first.
         gateways: the addresses of its bridge, which also answer DNS questions.
+        mtu: of its interfaces, in bytes.
     """
 
     containerkit_network = True
 
     def __init__(self, network: Network) -> None:
         self.network = network
+        self.mtu = outward_mtu() if network.mtu is None else network.mtu
         self.subnets: tuple[str, ...] = ()
         self.gateways: tuple[str, ...] = ()
         self._pid = os.getpid()
@@ -107,7 +110,7 @@ class LiveNetwork:
         steps = [
             *self.router.inside(),
             *calls.netlink_socket(0, at),
-            links.bridge(at, self.index, self.bridge, mac=self.mac, mtu=self.network.mtu),
+            links.bridge(at, self.index, self.bridge, mac=self.mac, mtu=self.mtu),
         ]
         for gateway, prefix in zip(self.gateways, prefixes, strict=True):
             steps.append(links.address(at, self.index, f"{gateway}/{prefix}", self.bridge))
@@ -167,7 +170,7 @@ class LiveNetwork:
                 gateways=self.gateways,
                 gateway_mac=self.mac,
                 has_default_route=has_default_route and not self.network.internal,
-                mtu=self.network.mtu,
+                mtu=self.mtu,
                 isolated=self.network.isolated,
                 down=attach.rate.down,
                 up=attach.rate.up,
@@ -278,7 +281,7 @@ class LiveNetwork:
             "subnets": list(self.subnets),
             "gateways": list(self.gateways),
             "internal": self.network.internal,
-            "mtu": self.network.mtu,
+            "mtu": self.mtu,
             "containers": members,
         }
 

@@ -9,6 +9,7 @@ import attrs
 from containerkit.errors import SpecError, StateError
 from containerkit.network.connect import Connection, Connector, connected_once
 from containerkit.pool.background import Supply
+from containerkit.pool.networks import NetworkPool
 
 if TYPE_CHECKING:
     from containerkit.spec.container import Spec
@@ -21,7 +22,8 @@ _LARGEST: Final = 1023
 class EndpointPool:
     """Keeps network namespaces ready for containers of one description.
 
-    Each is used once. If none is ready, a start makes its own.
+    Each is used once. If none is ready, a start makes its own. New ones are made when a container has ended or half of
+    them are taken, so as not to take time from the starts that use them.
 
     Args:
         connector: makes them.
@@ -44,7 +46,7 @@ class EndpointPool:
             )
         self.size = size
         self._connector = connector
-        self._supply: Supply[Connection] = Supply(size, connector.take, Connection.close, "networks", eager=True)
+        self._supply: Supply[Connection] = Supply(size, connector.take, Connection.close, "networks", eager=False)
         self.wait_full = self._supply.wait_full
         self.close = self._supply.close
 
@@ -57,7 +59,11 @@ class EndpointPool:
         """
         if self._supply.is_ours and self._supply.closed:
             raise StateError(f"{self!r}: it was closed")
-        return self._supply.take() or self._connector.take()
+        ready = self._supply.take()
+        if ready is None:
+            return self._connector.take()
+        ready.also(self._supply.fill)
+        return ready
 
     def __len__(self) -> int:
         return len(self._supply)
@@ -66,11 +72,11 @@ class EndpointPool:
         return f"<EndpointPool {'closed' if self._supply.closed else f'{len(self)} of {self.size} ready'}>"
 
 
-def pooled(spec: Spec, size: int) -> tuple[EndpointPool, dict[str, Any]]:
+def pooled(spec: Spec, size: int) -> tuple[EndpointPool | NetworkPool, dict[str, Any]]:
     """Return a pool for a description, and the arguments of containers that get their networks from it.
 
     Args:
-        spec: the description. It requests networks of this library.
+        spec: the description. It requests networks of this library, or names in /etc/hosts without a network.
         size: as for :class:`EndpointPool`.
 
     Raises:
@@ -78,8 +84,12 @@ def pooled(spec: Spec, size: int) -> tuple[EndpointPool, dict[str, Any]]:
     """
     joining = connected_once(spec)
     choice = joining.namespaces.network
-    if not isinstance(choice, Connector):
+    pool: EndpointPool | NetworkPool
+    if isinstance(choice, Connector):
+        pool = EndpointPool(choice, size)
+    elif choice == "new":
+        pool = NetworkPool(size)
+    else:
         raise SpecError("networks: only networks that this process has open, and 'internet', can be kept ready")
-    pool = EndpointPool(choice, size)
     namespaces = attrs.evolve(joining.namespaces, network=pool)
     return pool, {"namespaces": namespaces, "mounts": joining.mounts, "sysctls": dict(joining.sysctls)}

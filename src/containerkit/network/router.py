@@ -20,6 +20,7 @@ from containerkit.errors import SetupError
 from containerkit.network import links
 from containerkit.network.forked import closed_in_children
 from containerkit.network.host import PREFIX, Forwarding
+from containerkit.network.parsed import ip_address
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 from containerkit.plan.program import Program, proc
@@ -35,15 +36,20 @@ if TYPE_CHECKING:
     from containerkit.network.rules import RouterRules
     from containerkit.spec.idmap import IdMapping
 
-__all__ = ["UPLINK", "Router", "current", "entering", "write_sysctl"]
+__all__ = ["ALL_GROUPS", "UPLINK", "Router", "current", "entering", "write_sysctl"]
 
 UPLINK: Final = "up0"
 """The router's end of the link to the outside."""
+
+ALL_GROUPS: Final = 2**32 - 2
+"""The highest group id."""
 
 _UPLINK_INDEX: Final = 2
 _NETFILTER: Final = 12
 _HOST_NEXT, _ROUTER_NEXT = "169.254.254.1", "169.254.254.2"
 _HOST_NEXT6, _ROUTER_NEXT6 = "fe80::1", "fe80::2"
+_HOST_ONLY: Final = {4: f"{_HOST_NEXT}/32", 6: "fd63:6b::1/128"}
+"""Addresses of the host's end of the link. It gets one if the host has none of that version to send from."""
 _ROUTER_MAC, _HOST_MAC = "02:63:6b:00:00:02", "02:63:6b:00:00:01"
 _PROC: Final = Slot("proc")
 _NET: Final = Slot("net")
@@ -131,17 +137,21 @@ def _making(*, privileged: bool, uplink: str) -> list[Operation]:
     return [*steps, calls.close(_ROUTE)]
 
 
-def _linking(uplink: str, index: int, *, ipv6: bool) -> list[Operation]:
+def _linking(uplink: str, index: int, addresses: Iterable[str], *, ipv6: bool) -> list[Operation]:
     """Return the plan that brings the host's end up, then sets the router's default routes to the host.
 
-    Neither end has an address. Each has a permanent neighbour entry for the other. So the host sends to containers from
-    an address that it already has, and no address resolution is needed.
+    The router's end has no address, nor has the host's, unless the host has no other. Each has a permanent neighbour
+    entry for the other. So the host sends to containers from an address that it already has, and no address resolution
+    is needed.
     """
     inside, there = Slot("inside"), Slot("outside")
+    own = {"addr_gen_mode": "1", "disable_ipv6": "0"}
     steps = [
-        *(write_sysctl(f"ipv6/conf/{uplink}/addr_gen_mode", "1") if ipv6 else ()),
+        # Its own link has IPv6 even where the host's other interfaces have it switched off.
+        *(step for name, value in own.items() for step in write_sysctl(f"ipv6/conf/{uplink}/{name}", value) if ipv6),
         *calls.netlink_socket(0, there),
         links.set_up(there, uplink, index),
+        *(links.address(there, index, each, uplink) for each in addresses),
         links.neighbour(there, index, _ROUTER_NEXT, _ROUTER_MAC, uplink),
         calls.setns(_NET, k.CLONE_NEWNET, "router"),
         *calls.netlink_socket(0, inside),
@@ -155,6 +165,16 @@ def _linking(uplink: str, index: int, *, ipv6: bool) -> list[Operation]:
             links.default_route(inside, _UPLINK_INDEX, _HOST_NEXT6, UPLINK),
         ]
     return [*steps, calls.close(inside), calls.close(there)]
+
+
+def _needed_addresses(*, ipv6: bool) -> list[str]:
+    """Return an address for each version of IP of which the host has none to send from."""
+    from containerkit.network.uplinks import host_addresses
+
+    ours = {each.partition("/")[0] for each in _HOST_ONLY.values()}
+    found = [ip_address(each) for each in host_addresses() - ours]
+    present = {each.version for each in found if not each.is_loopback and not each.is_link_local}
+    return [each for version, each in _HOST_ONLY.items() if version not in present and (version == 4 or ipv6)]
 
 
 class Router:
@@ -181,7 +201,7 @@ class Router:
         self._stage = stage  # keeps the holder's descriptor
         self.privileged = stage.privileged
         self.holder = stage.holder
-        self.last_group = 2**31 - 1 if self.privileged else _last(stage.mappings[1])
+        self.last_group = ALL_GROUPS if self.privileged else _last(stage.mappings[1])
         self._firewalls: Watch | None = firewalls.Watch() if self.privileged else None
         linked = self.privileged and not firewalls.dropping()
         self.uplink = f"{PREFIX}{secrets.token_hex(4)}" if linked else ""
@@ -271,7 +291,7 @@ class Router:
 
         ipv6 = has_ipv6()
         index = socket.if_nametoindex(self.uplink)
-        self.run(_linking(self.uplink, index, ipv6=ipv6))
+        self.run(_linking(self.uplink, index, _needed_addresses(ipv6=ipv6), ipv6=ipv6))
         forwarding = Forwarding(self.uplink, ipv6=ipv6)
         self._closing.append(forwarding)
         self.host_rules = HostRules(Nfnetlink(), self.uplink, forwards_only_ours=forwarding.changed)

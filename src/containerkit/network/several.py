@@ -95,7 +95,7 @@ def of_keepers(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
         gateways = tuple(description[named[first].network.name]["gateways"])
     numbered = enumerate(theirs, len(mine) or 1)
     guests = tuple((Remote.of(named[at], connector([at])), number) for number, at in numbered)
-    hosts = files.hosts_file(spec.hosts, spec.hostname, gateways)
+    hosts = files.hosts_file(spec.hosts, spec.hostname, files.own_address)
     return joining(spec, Several(maker, guests), hosts, files.resolv_conf(gateways[:1], spec.dns))
 
 

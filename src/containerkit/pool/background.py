@@ -75,7 +75,11 @@ class Supply(Generic[Thing]):
             return None
         finally:
             if len(self._things) <= self._few:
-                self._messages.put(None)
+                self.fill()
+
+    def fill(self) -> None:
+        """Make as many as are missing, in the background."""
+        self._messages.put(None)
 
     def give_back(self, thing: Thing) -> None:
         """End a used one in the background, or at once if the thread has ended."""

@@ -35,11 +35,12 @@ def described(name: str, keys: Mapping[str, Any]) -> Network | None:
         subnets = ["auto4"] if keys.get("enable_ipv4", True) else []
         subnets += ["auto6"] if keys.get("enable_ipv6") else []
     options = keys.get("driver_opts", {})
-    mtu = options.get("com.docker.network.driver.mtu", "1500")
-    if not mtu.isdecimal():
+    mtu = options.get("com.docker.network.driver.mtu")
+    if mtu is not None and not mtu.isdecimal():
         raise SpecError(f"networks.{name}.driver_opts.com.docker.network.driver.mtu: {mtu!r:.60} is not a number")
     return Network(
-        _short(keys["name"]), subnets=tuple(subnets), internal=bool(keys.get("internal")), mtu=int(mtu),
+        _short(keys["name"]), subnets=tuple(subnets), internal=bool(keys.get("internal")),
+        mtu=None if mtu is None else int(mtu),
         isolated=options.get("com.docker.network.bridge.enable_icc") == "false",
     )  # fmt: skip
 

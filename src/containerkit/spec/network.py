@@ -105,7 +105,7 @@ class Network:
         subnets: one of IPv4, one of IPv6, or one of each: ``"auto4"`` and ``"auto6"`` (default both) choose a subnet
             that overlaps no route of the host and no other network of this library.
         internal: whether its containers can reach neither the outside nor the host (default False).
-        mtu: bytes, 1280 to 65535 (default 1500).
+        mtu: bytes, 1280 to 65535 (default: that of the host's default route, at most 1500).
         isolated: whether its containers can reach only the outside, not each other (default False).
 
     Raises:
@@ -115,13 +115,14 @@ class Network:
     name: str = attrs.field(default="default", converter=_network_name)
     subnets: tuple[str, ...] = attrs.field(default=_AUTO, converter=_subnets, kw_only=True)
     internal: bool = attrs.field(default=False, kw_only=True)
-    mtu: int = attrs.field(default=1500, kw_only=True)
+    mtu: int | None = attrs.field(default=None, kw_only=True)
     isolated: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         check_bool(self.internal, "internal")
         check_bool(self.isolated, "isolated")
-        number(self.mtu, "mtu", _LEAST_MTU, _LARGEST_MTU)
+        if self.mtu is not None:
+            number(self.mtu, "mtu", _LEAST_MTU, _LARGEST_MTU)
 
     def open(self) -> Any:
         """Create the network. Return it as a :class:`containerkit.network.LiveNetwork`.

@@ -15,7 +15,7 @@ import contextlib
 import os
 import select
 import threading
-from errno import EACCES, EPERM
+from errno import EACCES, ECANCELED, EPERM
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -264,6 +264,9 @@ def opened(
         steps: the plan, or the compiled plan.
         inputs, blocks: as for :meth:`containerkit.plan.program.Program.run`.
         names: the slots.
+
+    Raises:
+        SetupError: an operation failed, or something outside killed the process that performs them.
     """
     program = steps if isinstance(steps, Program) else Program(Plan(tuple(steps)))
     outcomes: list[Outcome] = []
@@ -272,15 +275,25 @@ def opened(
     try:
         run = partial(program.run, blocks=blocks, flags=_native.SHARE_FILES | _native.NO_PROCESS)
         keep(outcomes, run, inputs)
-        low = [program.slot(outcomes[0], name) for name in names]
+        low = _filled(program, outcomes[0], names)
         for fd in low:
             keep_above(made, fd, _native.LOWEST)
         close_all(low)
     except BaseException:
-        close_all([program.slot(outcome, name) for outcome in outcomes for name in names] if low is None else low)
+        slots = [program.slot(outcome, name) for outcome in outcomes for name in names] if low is None else low
+        close_all([fd for fd in slots if fd >= 0])
         close_all(made)
         raise
     return made
+
+
+def _filled(program: Program, outcome: Outcome, names: tuple[str, ...]) -> list[int]:
+    """Return the descriptors in these slots. A process that is killed leaves them empty, and reports no error."""
+    found = [program.slot(outcome, name) for name in names]
+    if min(found) < 0:
+        hint = "the process that makes it was killed from outside; if that was for memory, raise the limit"
+        raise SetupError("make", ECANCELED, names[found.index(min(found))], hint)
+    return found
 
 
 def _explained(error: SetupError) -> SetupError:

@@ -1,0 +1,135 @@
+"""Entries of connection tracking that outlive the rule that made them.
+
+A redirection is looked up once for each connection, and kept for as long as packets come. So a client that sends
+datagrams from one port would reach the address of a container that is gone, and never the one that followed it.
+
+Source: linux/netfilter/nfnetlink_conntrack.h.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from errno import ENOENT
+from typing import TYPE_CHECKING, Final
+
+from containerkit.errors import SetupError, UnsupportedError
+from containerkit.network.forked import closed_in_children
+from containerkit.network.nfnetlink import IPV4, IPV6, nested
+from containerkit.network.parsed import ip_address
+from containerkit.plan.netlink import ACK, DUMP, REQUEST, attribute, attributes, messages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Connections"]
+
+_NETFILTER: Final = 12
+_GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK
+_ORIGINAL, _REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_IP, _PROTOCOL = 1, 2  # of a tuple
+_F_PROTOCOL: Final = 0x08
+_NUMBER: Final = 1
+_END: Final = {_ORIGINAL: (2, 0x02, 3, 0x20), _REPLY: (1, 0x01, 2, 0x10)}
+"""Of each side: the attribute of the address and the flag that filters by it; those of the port."""
+_ERROR, _DONE = 2, 3
+_PROTOCOLS: Final = {"tcp": 6, "udp": 17}
+
+
+class Connections:
+    """The tracked connections of the network namespace in which this object is made.
+
+    Any thread may use it.
+
+    Raises:
+        UnsupportedError: the kernel has no netlink for netfilter.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._socket = closed_in_children(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER))
+        except OSError as error:
+            hint = "a kernel with NETFILTER_NETLINK and NF_CT_NETLINK"
+            raise UnsupportedError("socket", error.errno or 0, "netlink netfilter", hint) from None
+        self._lock = threading.Lock()
+
+    def forget_to(self, address: str, ports: range, protocol: str) -> None:
+        """Forget the connections to ports of an address. To ``0.0.0.0`` and ``::``: of every address.
+
+        Args:
+            address: where the clients send to.
+            ports: within 1 to 65535.
+            protocol: ``"tcp"`` or ``"udp"``.
+
+        Raises:
+            SetupError: the kernel refused the question or a deletion.
+        """
+        self._forget(_ORIGINAL, address, ports, protocol)
+
+    def forget_redirected(self, address: str, ports: range, protocol: str) -> None:
+        """Forget the connections that ports of this address answer, wherever their clients send to.
+
+        Args:
+            address: of the container.
+            ports, protocol: as for :meth:`forget_to`.
+
+        Raises:
+            SetupError: the kernel refused the question or a deletion.
+        """
+        self._forget(_REPLY, address, ports, protocol)
+
+    def _forget(self, side: int, address: str, ports: range, protocol: str) -> None:
+        """Forget those whose destination, or whose source on the way back, is one of these."""
+        parsed = ip_address(address)
+        end, flag, port, port_flag = _END[side]
+        flags = _F_PROTOCOL | (0 if parsed.is_unspecified else flag) | (port_flag if len(ports) == 1 else 0)
+        where = b"" if parsed.is_unspecified else attribute(end + (0 if parsed.version == 4 else 2), parsed.packed)
+        service = attribute(_NUMBER, bytes((_PROTOCOLS[protocol],))) + attribute(port, struct.pack(">H", ports[0]))
+        body = nested(side, nested(_IP, where), nested(_PROTOCOL, service))
+        body += nested(_FILTER, attribute(side, struct.pack("=I", flags)))
+        family = IPV4 if parsed.version == 4 else IPV6
+        with self._lock:
+            # Listed and then deleted one by one: before Linux 6.11 a deletion with a filter deletes everything.
+            for entry in list(self._list(family, body)):
+                tuple_ = dict(attributes(entry[side]))
+                (number,) = struct.unpack(">H", dict(attributes(tuple_[_PROTOCOL]))[port])
+                if number in ports:
+                    self._delete(family, entry)
+
+    def _list(self, family: int, body: bytes) -> Iterator[dict[int, bytes]]:
+        """Yield the attributes of each entry."""
+        self._send(_GET, DUMP, family, body)
+        while True:
+            for kind, content in messages(self._socket.recv(1 << 17)):
+                if kind == _DONE:
+                    return
+                if kind == _ERROR:
+                    self._refuse("list", content)
+                    return
+                yield dict(attributes(content[4:]))
+
+    def _delete(self, family: int, entry: dict[int, bytes]) -> None:
+        which = b"".join(attribute(each, entry[each]) for each in (_ORIGINAL, _ID, _ZONE) if each in entry)
+        self._send(_DELETE, ACK, family, which)
+        for kind, content in messages(self._socket.recv(1 << 16)):
+            if kind == _ERROR:
+                self._refuse("delete", content)
+
+    def _send(self, kind: int, flags: int, family: int, body: bytes) -> None:
+        header = struct.pack("=IHHII", 20 + len(body), kind, REQUEST | flags, 1, 0)
+        try:
+            self._socket.send(header + bytes((family, 0, 0, 0)) + body)
+        except OSError as error:
+            raise SetupError("conntrack", error.errno or 0, "netlink") from None
+
+    @staticmethod
+    def _refuse(what: str, answer: bytes) -> None:
+        number = -struct.unpack_from("=i", answer)[0]
+        if number not in (0, ENOENT):  # ENOENT: it ended meanwhile
+            hint = "a kernel with NF_CT_NETLINK lists and deletes connections"
+            raise SetupError(f"conntrack {what}", number, "connections of a published port", hint)
+
+    def close(self) -> None:
+        """Close the socket. May be called twice."""
+        self._socket.close()
