@@ -39,7 +39,7 @@ def test_all_threads_of_a_sandboxed_command_are_restricted(attack, tmp_path):
 
 @landlock
 def test_command_is_restricted_whichever_thread_starts_it_and_the_caller_is_not(tmp_path):
-    """The caller has threads. Those that run at the same time keep their access, and give the command none of it."""
+    """Start it from a caller with threads. These keep their access, but the command does not get it."""
     (tmp_path / "file").touch()
     words = [program(), "write-from-thread", str(tmp_path / "file"), "x"]
     found, stop = [], threading.Event()
@@ -65,7 +65,7 @@ def test_command_is_restricted_whichever_thread_starts_it_and_the_caller_is_not(
 
 @landlock
 def test_unrestricted_thread_can_act_for_a_restricted_one(tmp_path):
-    """The attack: the restricted thread asks an older thread. Therefore an older thread is an error by default."""
+    """Let the restricted thread ask an older one. Because this attack works, an older thread is an error by default."""
     path = tmp_path / "file"
 
     def work():
@@ -106,7 +106,7 @@ def pushed(slave):
 
 @pytest.fixture
 def terminal():
-    """A terminal that passes on each byte at once, and is nobody's controlling terminal."""
+    """Yield a terminal without line buffering that is no process's controlling terminal."""
     master, slave = os.openpty()
     attributes = termios.tcgetattr(slave)
     attributes[3] &= ~(termios.ICANON | termios.ECHO)

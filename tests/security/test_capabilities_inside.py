@@ -42,7 +42,7 @@ def test_pivot_root():
 
 
 def test_device_cannot_be_made_even_with_every_capability():
-    """In a user namespace nobody can create one. Containers of Docker without one can; the device cgroup restricts them."""
+    """In a user namespace no process can create devices. Docker's containers without one can, if their group allows it."""
     for directory in ("/tmp", "/dev/shm", "/etc"):
         assert "EPERM" == attempt("make-device", f"{directory}/null")
         assert "EPERM" == attempt("make-device", f"{directory}/null", **EVERYTHING)

@@ -86,7 +86,7 @@ for what, where in sorted(seen): print(what, where)
 
 
 def seen_while_others_join(container):
-    """Let a process inside inspect every accessible /proc/PID/exe, cwd, root and fd while processes join."""
+    """Let a process inside inspect every accessible /proc/PID/exe, cwd, root and fd while other processes join."""
     with container.popen(["python3", "-c", WATCH], stdout=PIPE, text=True) as watcher:
         while watcher.poll() is None:
             container.run(["true"])
@@ -95,7 +95,7 @@ def seen_while_others_join(container):
 
 
 def test_joining_process_reveals_nothing_to_an_unprivileged_process():
-    """Without capabilities not even the sealed init can be inspected, which joins with more than it will keep."""
+    """Without capabilities not even the sealed init can be inspected, although it still has more privileges while joining."""
     with Container() as container:
         seen = seen_while_others_join(container)
     assert {where for what, where in seen if what == "exe"} <= {"/usr/bin/true"}
@@ -198,7 +198,7 @@ for fd in range(10):
 
 
 def test_the_owners_pidfd_gives_no_power_over_the_owner(mighty):
-    """PID 1 holds one to notice our end. Root inside must not be able to use it."""
+    """PID 1 has a pidfd of its owner, to notice the owner's end. Root inside must not be able to use it."""
     code = """
 import ctypes, os, signal
 libc = ctypes.CDLL(None, use_errno=True)

@@ -94,7 +94,7 @@ def test_masked_path_shows_nothing(path):
 
 
 def test_masked_path_shows_something_without_the_mask():
-    """At least one attempt succeeds, so the tests above can fail."""
+    """Check that at least one attempt succeeds, so that the tests above can fail."""
     seen = [path for path in MASKED if attempt("read-file", path, masked_paths=()) == "done"]
     if not any(content(path) for path in MASKED if os.path.isfile(path)):
         pytest.skip("this kernel shows none of the masked files")
@@ -137,7 +137,7 @@ def test_host_parameter_cannot_be_opened_for_writing_with_all_capabilities(path)
     assert "EACCES" == attempt("write-file", path, "", **EVERYTHING, readonly_paths=(), masked_paths=())
 
 
-# --- /proc by wish
+# --- /proc with options
 
 
 def test_proc_of_processes_alone():

@@ -1,4 +1,4 @@
-"""The ids of a container on the machine belong to nobody else: as root, as a user with ranges, as a user without."""
+"""The host's ids of a container belong to no one else: for root, for a user with ranges, and for a user without."""
 
 import errno
 import itertools

@@ -317,7 +317,7 @@ def made(parts):
 
 
 def spelled_once(members):
-    """Leave out a directory that is named again in another way (``a``, ``a/.``): GNU tar then mixes what the two say."""
+    """Leave out a directory that is named twice in different ways (``a``, ``a/.``): GNU tar mixes such entries."""
     names, seen = {}, set()
     for info, data in members:
         plain = os.path.normpath("/" + info.name)

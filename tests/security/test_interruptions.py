@@ -262,8 +262,8 @@ def started_in_a_container(container):
         raise
 
 
-def what_there_is():
-    """Return the descriptors, each with its number, and the children."""
+def open_resources():
+    """Return all descriptors, by number, and all children of this process."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -274,10 +274,10 @@ def what_there_is():
 
 
 def stays(before):
-    """Return what is there and was not before; waits a little for what the kernel has yet to reap."""
+    """Return new descriptors and children. Wait a little for the kernel to reap processes."""
     deadline = time.monotonic() + 20
     while True:
-        descriptors, children = what_there_is()
+        descriptors, children = open_resources()
         left = {name: target for name, target in descriptors.items() if before[0].get(name) != target}
         if (not left and children <= before[1]) or time.monotonic() > deadline:
             return left, children - before[1]
@@ -290,7 +290,7 @@ by_root = pytest.mark.skipif(os.geteuid() != 0, reason="limits: root")
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the instructions are those of Python 3.11")
 @by_root
 def test_group_of_an_interrupted_command_is_removed_with_its_container(groups_found):
-    """While the container lives it may stay, with its descriptors; the check for leaks sees what is there afterwards."""
+    """While the container lives, the group may stay with its descriptors. The check for leaks comes afterwards."""
     former = sys.gettrace()
     with Container(limits=Limits(pids=50)) as container:
         container.run(["true"])
@@ -329,7 +329,7 @@ def test_start_interrupted_at_any_step_leaves_nothing(kind, groups_found):
         gc.disable()  # an exception in what somebody does at a collection is lost
         try:
             for number in range(random.Random(kind.__name__).randint(1, STRIDE), 10_000, STRIDE):
-                before = what_there_is()
+                before = open_resources()
                 interrupting = Interrupting(number)
                 try:
                     sys.settrace(interrupting)

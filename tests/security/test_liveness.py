@@ -1,4 +1,4 @@
-"""What a process inside can do to make the program outside wait."""
+"""Attempts from inside to block the caller."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""The program that a container names can't be anything of the caller. Each name is attempted in each way to start it.
+"""No path of a container leads to a program of the caller. Each path is attempted in each way to start a command.
 
 While the kernel looks up a program it follows the path, its symlinks, its ``#!`` line and its ELF interpreter. The
 container controls all of them. So the process that executes it must have nothing of the caller: no descriptor
@@ -136,7 +136,7 @@ def programs(root):
 
 
 def direct(victim):
-    """Return paths to the same files that are not in the root at all: argv[0] itself."""
+    """Return paths to the same files outside the root, for use as argv[0]."""
     above = "/.." * 12 + str(victim)
     return ["/proc/self/exe", "/proc/1/exe", *[f"/proc/self/fd/{number}{above}" for number in NUMBERS]]
 
@@ -237,7 +237,7 @@ def test_no_program_is_looked_up_in_memory_that_is_shared(root, victim, monkeypa
 
 
 def test_argument_that_names_a_mode_of_the_init_has_no_effect(root):
-    """``#!/proc/self/exe walk`` is at most taken for a start, but it runs as the container's own process."""
+    """Run ``#!/proc/self/exe walk``. At most it starts the init's mode, as the container's own process."""
     for mode in ("walk", "run", "stay"):
         write(root / f"mode-{mode}", f"#!/proc/self/exe {mode}\n")
         done = run([f"/mode-{mode}", "0", "0"], rootfs=RootFS.dir(root), text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""A container that opens connections for as long as it is let: the table that all share has room for others."""
+"""A container that opens as many connections as it can: the shared connection table still has room for others."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Whole containers on networks, of root and of an unprivileged user, on a host of their own with an outside beyond it."""
+"""Containers on networks, of root and of an unprivileged user, on a simulated host with an outside network."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def serve(listener: socket.socket) -> None:
 
 @pytest.fixture(params=USERS)
 def user(request, where):
-    """Run a program of the library's user; return what it prints as JSON."""
+    """Run a program that uses the library as another user. Return its JSON output."""
     if request.param == "unprivileged" and not (which("pasta") or which("slirp4netns")):
         pytest.skip("needs pasta or slirp4netns")
 
@@ -332,7 +332,7 @@ print(json.dumps([links, free, held]))
 
 
 def test_first_connection_to_a_fresh_container_is_not_retransmitted(user):
-    """What waits for an address or a neighbour is sent a second time: that is counted, and no clock is looked at."""
+    """Count retransmissions: a packet that waits for an address or a neighbour is sent twice. No time is measured."""
     found = user("""
 code = "import socket; s = socket.create_server(('::', 80), family=10, dualstack_ipv6=True); print(flush=True); s.accept(); s.accept()"
 ask = "import socket, sys; made = [socket.create_connection((each, 80), 30) for each in sys.argv[1:]]; print(*(int.from_bytes(each.getsockopt(6, 11, 104)[100:104], sys.byteorder) for each in made))"
@@ -349,7 +349,7 @@ print(json.dumps(again))
 
 
 def members(where: lab.Lab) -> list[str]:
-    """Return the names of the processes on the host that the programs that carry packets are on too."""
+    """Return the names of the processes on the simulated host, which include the packet-forwarding programs."""
     found = []
     for pid in where.spaces["host"].members():
         with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
@@ -358,7 +358,7 @@ def members(where: lab.Lab) -> list[str]:
 
 
 def none_left(where: lab.Lab) -> bool:
-    """Whether those programs are gone, or are within half a minute: they see for themselves that their owner is."""
+    """Return whether these programs end within half a minute. They notice the end of their owner themselves."""
     until = time.monotonic() + 30
     while members(where) and time.monotonic() < until:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What a container reaches outside, of the host, and by name: each attempt beside one that succeeds."""
+"""The destinations that a container reaches outside, on the host and by name. Each attempt has a control that succeeds."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_reused_address_does_not_keep_the_egress_of_its_previous_owner(where, be
 
 
 def ask(where: lab.Lab, name: str, asked: str, kind: int = dns.A, stream: bool = False) -> tuple[int, list[str]]:
-    """Ask as a container's program does; return the code of the answer and its addresses."""
+    """Send a DNS question from a container. Return the code and the addresses of the answer."""
     question = struct.pack(">6H", 77, 0x0100, 1, 0, 0, 0)
     question += b"".join(bytes((len(label),)) + label for label in asked.encode().split(b".")) + b"\0"
     question += struct.pack(">HH", kind, 1)

@@ -1,6 +1,6 @@
-"""A hostile container on a bridge: it has all capabilities over its namespace, and sends whatever frames it likes.
+"""A hostile container on a bridge, with all capabilities over its namespace, sends forged frames.
 
-Each attack is sent a second time with the guard taken away, and arrives: so it is the guard that stops it.
+As a control, each attack is sent again without the guard, and arrives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HOP_BY_HOP = bytes((58, 0, 1, 4, 0, 0, 0, 0))
 
 
 def ipv4(protocol, payload):
-    """Return a packet of the container's own address to all, of which the content is what is wrong."""
+    """Return a broadcast packet with the container's own address and forged content."""
     head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0)
     head += socket.inet_aton("10.88.0.5") + socket.inet_aton("255.255.255.255")
     head = head[:10] + struct.pack(">H", lab.checksum(head)) + head[12:]

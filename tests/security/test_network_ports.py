@@ -1,4 +1,4 @@
-"""Published ports: who reaches them, whose address they see, and that nobody else takes them over."""
+"""Published ports: who can reach them, which client address arrives, and that no other user can take them over."""
 
 from __future__ import annotations
 

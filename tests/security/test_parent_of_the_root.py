@@ -29,7 +29,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Let PID 1 wait before it unmounts the old root."""
+    """Make PID 1 wait before it unmounts the old root."""
     unmount_old_root = start.unmount_old_root
     monkeypatch.setitem(k.SYSTEM_CALLS, "nanosleep", {"x86_64": 35, "aarch64": 101}[os.uname().machine])
     wait = calls.call("nanosleep", Block(pack("=QQ", 0, WAIT_NS)), 0)

@@ -1,4 +1,4 @@
-"""A pid that belongs to another process now: the library never signals by number."""
+"""Reused pids: the library never signals a process by its pid."""
 
 import ast
 import json

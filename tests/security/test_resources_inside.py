@@ -1,4 +1,4 @@
-"""Bombs: a limit stops each of them, and without it they succeed."""
+"""Attempts to exhaust a resource: a limit stops each of them, and without the limit they succeed."""
 
 import os
 import resource
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("controllers", "nothing_left")
 
 @pytest.fixture(scope="module")
 def controllers():
-    """Open what a process opens once, when it creates its first control group."""
+    """Open the descriptors that a process opens once, when it creates its first control group."""
     try:
         run(["true"], limits=Limits(pids=20, memory="32M"))
     except (UnsupportedError, SetupError):

@@ -75,7 +75,7 @@ def stranger():
 
 
 def tried(attack, make, argument=None):
-    """Try it on a new stranger from inside of what ``make`` starts. Return the outcome, and whether a signal arrived."""
+    """Attack a new process from inside the sandbox of ``make``. Return the outcome, and whether a signal arrived."""
     with stranger() as other:
         position = NAMES.get(attack, -1)
         target = other.pid if position < 0 else other.ids[position]
@@ -84,7 +84,7 @@ def tried(attack, make, argument=None):
 
 
 def free(words):
-    """Run it as the user itself, which may do it to its own processes."""
+    """Run the attack unrestricted as the same user, for whom it succeeds."""
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     done.cause = "exit"
     return done

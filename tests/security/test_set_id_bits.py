@@ -94,7 +94,7 @@ def test_open_checks_its_mode_only_if_it_creates_a_file(shown):
     assert "EFAULT" == outcome(done)  # caused by the path; the filter allows the call
 
 
-# --- What comes of it
+# --- The consequences
 
 
 @needs_root
@@ -153,7 +153,7 @@ def test_other_attributes_are_refused_only_with_the_capability(shown):
     assert 1 == run(command, mounts=[bind(shown)], capabilities=Capabilities.docker()).returncode
 
 
-# --- Where it is refused
+# --- When it is refused
 
 
 def chmod(container=None, path="/program", **options):

@@ -65,7 +65,7 @@ def number():
 
 
 def sights():
-    """Return what is found from where, of the objects in one container and of those outside."""
+    """Return which objects, of one container and of the host, are visible from each place."""
     with Container() as one, Container() as other:
         seen = {}
         with made(in_container(one), number()):

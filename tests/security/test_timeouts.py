@@ -1,4 +1,4 @@
-"""A timeout is kept, whatever the command does to delay it."""
+"""A timeout expires in time, even if the command tries to delay it."""
 
 import os
 import time

@@ -59,7 +59,7 @@ def names_asked_for():
 
 
 class Bomb:
-    """It leaves a mark when it is loaded."""
+    """An object that leaves a mark when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = str(mark)
@@ -257,7 +257,7 @@ def test_files_in_the_runtimes_directory_are_not_unpickled(bomb, mark):
     assert not mark.exists()
 
 
-# --- Who could
+# --- Code that unpickles
 
 
 UNPICKLERS = {"pickle", "_pickle", "marshal", "shelve", "multiprocessing", "dill", "cloudpickle", "xmlrpc"}

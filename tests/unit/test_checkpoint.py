@@ -1,4 +1,4 @@
-"""What prevents a checkpoint, and what is recorded. These tests do not need CRIU."""
+"""Refusals of checkpoints, and the record. These tests do not need CRIU."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Who gets which processors: no two runs share a core, none is spread over more memory nodes than it must be."""
+"""Assignment of processors: no two runs share a core, and each uses as few memory nodes as possible."""
 
 import pytest
 from hypothesis import given

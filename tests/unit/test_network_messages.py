@@ -1,4 +1,4 @@
-"""The pure part of networks: messages of names and of packet filters as bytes, what rules mean, what a log tells."""
+"""The pure functions of networks: DNS and packet filter messages, egress rules, and the log of packets."""
 
 import contextlib
 import struct

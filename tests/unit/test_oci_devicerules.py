@@ -1,4 +1,4 @@
-"""Device rules of version 1: what is written brings the kernel's list to what is wanted, and takes nothing in between."""
+"""Device rules of version 1: the writes lead to the wanted list, and no allowed device is denied in between."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The front end of the OCI command on records made by hand: it prints what Python prints, or hands over."""
+"""The front end of the OCI command, on records made by hand: it prints the same as Python, or executes Python."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ONE = "one"
 
 
 class Front:
-    """A front end whose interpreter tells that it was handed over to, and a root."""
+    """A front end whose interpreter reports that it was executed, and a root."""
 
     def __init__(self, place):
         self.place = place
@@ -92,7 +92,7 @@ def lasting():
 
 @pytest.fixture(scope="module")
 def deaf():
-    """A process that ignores the signal which is sent if none is named."""
+    """A process that ignores SIGTERM, the default signal."""
     script = "trap '' TERM; echo; exec sleep 1000"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as found:
         found.stdout.readline()
@@ -625,7 +625,7 @@ REST = st.sampled_from(
 @given(before=st.lists(OPTIONS, max_size=4), verb=st.sampled_from(["state", "kill"]), rest=st.lists(REST, max_size=3))
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 def test_command_line_that_is_understood_means_the_same_to_python(front, deaf, before, verb, rest):
-    """Python is asked about those that the front end does; what that leaves to Python can't differ."""
+    """Compare with Python the command lines that the front end handles. All others are passed to Python."""
     front.write(record_of(deaf.pid))
     given = ["--root", str(front.root), *(word for words in before for word in words), verb, *rest]
     given = [word.replace("ROOT", str(front.root)) for word in given]
@@ -654,7 +654,7 @@ def test_last_root_counts(front, lasting):
 
 
 def test_default_root_of_a_user_is_that_of_the_session(front, lasting, tmp_path):
-    """Root uses the session's only in a user namespace, which is for Python."""
+    """Root uses the session's directory only in a user namespace, which only Python handles."""
     place = tmp_path / "containerkit/oci/session-of-one"
     place.mkdir(parents=True)
     (place / "state.json").write_text(jsontext.dumps(record_of(lasting.pid)))

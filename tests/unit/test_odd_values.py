@@ -20,7 +20,7 @@ def lookalike(name, *fields):
 
 
 class Refuses:
-    """It claims to be a path, number, list and mapping, and fails when used as one."""
+    """An object that claims to be a path, number, list and mapping, and fails when used as one."""
 
     def __fspath__(self):
         return 7

@@ -1,4 +1,4 @@
-"""Each key of a compose file is carried out or refused by name, and the documentation says which."""
+"""Each key of a compose file has an effect or is refused by name, as documented."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_the_page_lists_them():
 
 
 def made(path, value):
-    """Return a project that says something at the path of a key."""
+    """Return a project with a value at the path of a key."""
     kind, *parts = path.split(".")
     if kind == "services":
         for part in reversed(parts):

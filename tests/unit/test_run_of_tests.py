@@ -1,4 +1,4 @@
-"""What tests/conftest.py sees to in a run of tests."""
+"""The hooks of tests/conftest.py, in runs of tests."""
 
 import os
 import subprocess

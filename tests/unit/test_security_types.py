@@ -21,7 +21,7 @@ from containerkit.security.seccomp import Action, Rule
 
 
 class Pretender:
-    """It pretends to be of another class."""
+    """An object that pretends to be of another class."""
 
 
 def pretender(name):
@@ -29,7 +29,7 @@ def pretender(name):
 
 
 class Awkward:
-    """It can't be compared and has no length, truth value or hash."""
+    """An object that can't be compared, and has no length, truth value or hash."""
 
     __hash__ = None
 
