@@ -263,5 +263,5 @@ def test_plan_whose_process_is_killed_says_so():
         plans.call("exit", 9),
         plans.open_at(k.AT_FDCWD, b"/", os.O_RDONLY | os.O_DIRECTORY, Slot("there")),
     ]
-    with pytest.raises(SetupError, match=r"make there: Operation canceled .*killed from outside"):
+    with pytest.raises(SetupError, match=r"make there: Operation canceled .*another process killed"):
         opened(steps, {}, ("here", "there"))

@@ -397,7 +397,7 @@ class CGroup(GroupView):
         self._end("closed" if self._state == "open" else self._state)
 
     def _end(self, state: Literal["removed", "closed"]) -> None:
-        """Release what the group holds. May be called again, for what an interruption left open."""
+        """Release the group's resources. May be called again if it was interrupted."""
         self._state = state
         close_all(self._attach)
         for known in self._events:

@@ -90,7 +90,7 @@ def make_file(mount: Mount, tree: Slot, number: int, count: int) -> list[Operati
     Args:
         mount: the file.
         tree: the slot of the mount.
-        number: which of the files it is, from 0. The first makes the filesystem, the last closes it.
+        number: the position among the files, from 0. The first one makes the filesystem, the last one closes it.
         count: the number of files.
     """
     memory, at, name = Slot("memory"), Slot("file"), b"%d" % number

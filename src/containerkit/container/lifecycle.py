@@ -262,7 +262,7 @@ class Container(Commands):
 
     def _bring_up(self) -> None:
         began = time.perf_counter()
-        # Their makers add the context and the outcome, which have an owner from then on.
+        # These lists own the context and the outcome from the moment they are made.
         contexts: list[StartContext] = []
         born: list[Outcome] = []
         try:

@@ -31,17 +31,17 @@ _LOCAL: Final = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopbac
 
 
 def own_address() -> str:
-    """Return the host's own address of IPv4, by which containers with an egress rule for it reach the host.
+    """Return the host's own IPv4 address, at which containers with an egress rule for it reach the host.
 
     Raises:
-        SpecError: it has none besides the loopback.
+        SpecError: the host has only the loopback address.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         with contextlib.suppress(OSError):  # no route leads outside
             asking.connect((_ANYWHERE, 9))
         found: str = asking.getsockname()[0]
     if found in ("0.0.0.0", "127.0.0.1"):  # noqa: S104 - compared, not bound
-        raise SpecError("hosts: 'host-gateway': this host has no address of IPv4 besides the loopback")
+        raise SpecError("hosts: 'host-gateway': this host has no IPv4 address except the loopback")
     return found
 
 
@@ -51,7 +51,7 @@ def loopback() -> str:
 
 
 def no_address() -> str:
-    """Refuse containers whose network does not lead to the host.
+    """Refuse containers whose network does not reach the host.
 
     Raises:
         SpecError: always.

@@ -139,7 +139,7 @@ def _routed(path: str, column: int) -> list[str]:
 def outward_mtu() -> int:
     """Return the MTU of the interface of the host's default route in bytes, at most 1500 and at least 1280.
 
-    A larger one would make the host refuse what containers send, with messages that many networks drop. Without a
+    With a larger one the host would refuse packets of containers by ICMP messages, which many networks drop. Without a
     default route it is 1500.
     """
     net = "/proc/thread-self/net"
@@ -151,7 +151,7 @@ def outward_mtu() -> int:
     mtus = [_USUAL_MTU]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for name in found - {"lo"}:
-            with contextlib.suppress(OSError):  # it has gone meanwhile
+            with contextlib.suppress(OSError):  # it was removed in the meantime
                 answer = fcntl.ioctl(asking, _MTU_OF, name.encode().ljust(2 * _NAME_LENGTH, b"\0"))
                 mtus.append(struct.unpack_from("=i", answer, _NAME_LENGTH)[0])
     return max(_LEAST_MTU, min(mtus))

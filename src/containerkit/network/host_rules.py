@@ -86,7 +86,7 @@ class HostRules:
         Raises:
             SetupError: ``EEXIST`` if it is already published.
 
-        Side effects: a client that sent datagrams to the port before is redirected from its next one on.
+        Side effects: earlier clients of the port are redirected from their next datagram on.
         """
         self._socket.batch(self._published(host, port, protocol, (address, container_port), count))
         if protocol == "udp":
@@ -99,7 +99,7 @@ class HostRules:
     def unpublish(
         self, host: str, port: int, protocol: str, address: str, container_port: int, *, count: int = 1
     ) -> None:
-        """Undo :meth:`publish`. Datagrams of known clients are no longer redirected either."""
+        """Undo :meth:`publish`. Datagrams of earlier clients are no longer redirected either."""
         self._socket.batch(self._published(host, port, protocol, (address, container_port), count, delete=True))
         if protocol == "udp":
             self._connections.forget_redirected(address, range(container_port, container_port + count), protocol)

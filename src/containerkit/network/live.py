@@ -59,7 +59,7 @@ class LiveNetwork:
         network: the description.
         subnets: its subnets, IPv4 first.
         gateways: the addresses of its bridge, which also answer DNS questions.
-        mtu: of its interfaces, in bytes.
+        mtu: the MTU of its interfaces, in bytes.
     """
 
     containerkit_network = True

@@ -23,7 +23,7 @@ class EndpointPool:
     """Keeps network namespaces ready for containers of one description.
 
     Each is used once. If none is ready, a start makes its own. New ones are made when a container has ended or half of
-    them are taken, so as not to take time from the starts that use them.
+    them are taken, so that starts in progress are not slowed down.
 
     Args:
         connector: makes them.

@@ -49,7 +49,7 @@ _NETFILTER: Final = 12
 _HOST_NEXT, _ROUTER_NEXT = "169.254.254.1", "169.254.254.2"
 _HOST_NEXT6, _ROUTER_NEXT6 = "fe80::1", "fe80::2"
 _HOST_ONLY: Final = {4: f"{_HOST_NEXT}/32", 6: "fd63:6b::1/128"}
-"""Addresses of the host's end of the link. It gets one if the host has none of that version to send from."""
+"""Addresses for the host's end of the link. It gets one if the host has no source address of that version."""
 _ROUTER_MAC, _HOST_MAC = "02:63:6b:00:00:02", "02:63:6b:00:00:01"
 _PROC: Final = Slot("proc")
 _NET: Final = Slot("net")
@@ -147,7 +147,7 @@ def _linking(uplink: str, index: int, addresses: Iterable[str], *, ipv6: bool) -
     inside, there = Slot("inside"), Slot("outside")
     own = {"addr_gen_mode": "1", "disable_ipv6": "0"}
     steps = [
-        # Its own link has IPv6 even where the host's other interfaces have it switched off.
+        # Its own link has IPv6 even if it is disabled on the host's other interfaces.
         *(step for name, value in own.items() for step in write_sysctl(f"ipv6/conf/{uplink}/{name}", value) if ipv6),
         *calls.netlink_socket(0, there),
         links.set_up(there, uplink, index),
@@ -168,7 +168,7 @@ def _linking(uplink: str, index: int, addresses: Iterable[str], *, ipv6: bool) -
 
 
 def _needed_addresses(*, ipv6: bool) -> list[str]:
-    """Return an address for each version of IP of which the host has none to send from."""
+    """Return an address for each IP version for which the host has no source address."""
     from containerkit.network.uplinks import host_addresses
 
     ours = {each.partition("/")[0] for each in _HOST_ONLY.values()}

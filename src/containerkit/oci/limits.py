@@ -432,7 +432,7 @@ class _Rule:
 
 
 def _allow_all(file: str) -> None:
-    """Only a process with CAP_SYS_ADMIN may allow what the parent group allows."""
+    """Write ``a`` to a file. Only a process with CAP_SYS_ADMIN may allow all devices of the parent group."""
     try:
         write(file, "a")
     except RuntimeFailure as error:
