@@ -462,7 +462,7 @@ class Container(Commands):
             init = self._settled()
             if self._paused:
                 raise StateError(f"{self!r}: it is paused; resume() it first")
-            context = self._standing()
+            context = self._running_context()
             running = [process for process in self._processes if process.poll() is None]
             supervised = any(not supervision.ended for supervision in self._supervisions)
             subject = room.Subject(

@@ -90,7 +90,7 @@ class KubeAttempt(Attempt):
         self._pod = pod["metadata"]["name"]
         ended = state.get("terminated")
         if "running" in state or ended:
-            self._see_begin(pod["spec"].get("nodeName", ""))
+            self._notice_start(pod["spec"].get("nodeName", ""))
         self._stopped = self._stopped or bool(ended) or deleted
         waiting = state.get("waiting", {})
         if ended and (ended.get("exitCode") == 0 or not _disrupted(pod)):
@@ -154,7 +154,7 @@ class KubeAttempt(Attempt):
         if self._ended_by_cluster:
             self._lose(f"the API server did not answer until its deadline: {error}")
 
-    def _see_begin(self, node: str) -> None:
+    def _notice_start(self, node: str) -> None:
         with self._lock:
             if self._began or self._over:
                 return

@@ -77,11 +77,13 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
         if life in found or ending.is_set():
             break
         connection, _ = listening.accept()
-        threading.Thread(target=_attend, args=(connection, live, ending, listening), daemon=True).start()
+        threading.Thread(target=_handle_connection, args=(connection, live, ending, listening), daemon=True).start()
     live.close()
 
 
-def _attend(connection: socket.socket, live: LiveNetwork, ending: threading.Event, listening: socket.socket) -> None:
+def _handle_connection(
+    connection: socket.socket, live: LiveNetwork, ending: threading.Event, listening: socket.socket
+) -> None:
     with connection, contextlib.suppress(OSError, ValueError):
         request, lent = receive(connection)
         try:
