@@ -150,7 +150,7 @@ def _end_too_long(item, timeout_s):
 
 def _kill_tree(pid):
     with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGSTOP)  # it starts no others meanwhile
+        os.kill(pid, signal.SIGSTOP)  # so that it starts no others in the meantime
         below = children(pid)
         os.kill(pid, signal.SIGKILL)
         for child in below:
@@ -323,7 +323,7 @@ def _traces():
 def left_behind(before, stagings, patience_s=15):
     """Return the new resources. Wait a little, because the kernel reaps and unmounts lazily.
 
-    The namespaces of a staging that was made anew do not count: others have mounted something meanwhile.
+    The namespaces of a new staging do not count: it is made after other programs have mounted something.
     """
     deadline = time.monotonic() + patience_s
     while True:

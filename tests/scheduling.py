@@ -55,7 +55,7 @@ SAME_FOR_EVERY_USER = frozenset(
         "test_adapters",
         "test_cli_program",
         "test_cli_terminal",
-        "test_depth",  # walks, which hold whoever walks; a user with a single id skips those that change owners
+        "test_depth",  # slow walks of trees; a user with a single id skips those that change owners
         "test_executor_elsewhere",
         "test_fleet_clusters",
         "test_fleet_kubernetes",

@@ -401,7 +401,7 @@ class _Vanishing(Directory):
         return opened
 
 
-def test_group_that_another_sweep_removes_meanwhile_counts_as_empty():
+def test_group_that_another_sweep_removes_counts_as_empty():
     """The kernel answers ENODEV then. It would fail the start of a container, which sweeps first."""
     unified = next((mount.mount_point for mount in mountinfo.read() if mount.filesystem == "cgroup2"), None)
     if unified is None:

@@ -1,4 +1,4 @@
-"""The command line for images, templates and registries, as people and scripts use it."""
+"""The command line for images, templates and registries, used by people and scripts."""
 
 import hashlib
 import json

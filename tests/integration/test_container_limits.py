@@ -203,7 +203,7 @@ def test_oom_of_one_run_is_not_the_others_cause():
 @BOTH
 def test_half_a_processor_is_half_a_processor(start):
     script = "from time import *\na, b = monotonic(), process_time()\nwhile monotonic() < a + 2: pass\nprint(process_time() - b)"
-    limits = Limits(cpus=0.5, cpu_weight=10000)  # the weight: what else the machine does shall not take it away
+    limits = Limits(cpus=0.5, cpu_weight=10000)  # the weight keeps other load of the host from taking the time
     for _ in range(3):
         done = start([*PYTHON, script], limits, text=True)
         share = float(done.stdout) / 2
@@ -215,7 +215,7 @@ def test_half_a_processor_is_half_a_processor(start):
 
 
 SPIN = "import time\nwhile time.process_time() < 0.2: pass"
-TENTH = Limits(cpus=0.1, cpu_weight=10000)  # the weight: what else the machine does shall not take it away
+TENTH = Limits(cpus=0.1, cpu_weight=10000)  # the weight keeps other load of the host from taking the time
 
 
 @needs("cpu")
@@ -238,7 +238,7 @@ def test_time_that_was_held_back_before_is_no_later_commands():
 
 
 @needs("cpu")
-def test_time_that_was_held_back_by_a_limit_that_came_meanwhile_is_not_told():
+def test_throttling_by_a_later_limit_is_not_reported():
     with container(limits=Limits(cpu_weight=100)) as c:
         assert 0 == c.run(["true"]).usage.throttled_us
         with c.popen(["sleep", "0.3"]) as process:

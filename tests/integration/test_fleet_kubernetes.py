@@ -161,7 +161,7 @@ def test_lost_node_is_told_or_tried_again(fleet, cluster):
     assert (b"again\n", 2) == (again.result(60).stdout, again.attempts)
 
 
-def test_pod_that_somebody_removes_is_lost(fleet, cluster):
+def test_pod_that_another_client_removes_is_lost(fleet, cluster):
     future = fleet.submit(["sleep", "1000"], image=IMAGE)
     wait_for(lambda: future.node)
     cluster.remove_pod(next(iter(cluster.pods)))

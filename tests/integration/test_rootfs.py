@@ -57,7 +57,7 @@ def run_in(rootfs, script, **more):
 # --- The host's ---------------------------------------------------------------------------------------------------------
 
 
-def test_host_shows_programs_and_hides_people(box):
+def test_host_shows_programs_and_hides_home_directories(box):
     listed = set(box.files.listdir("/"))
     assert {"usr", "bin", "etc", "dev", "proc", "sys", "tmp", "root", "home", "run", "var"} <= listed
     for hidden in ("/root", "/home", "/run", "/srv", "/mnt", "/opt"):

@@ -133,7 +133,7 @@ def test_other_ids_say_what_is_missing(python_for_all, home):
     assert "hint" in text or "subuid" in text
 
 
-def test_files_of_other_people_stay_theirs(python_for_all, home):
+def test_files_of_other_users_keep_their_owners(python_for_all, home):
     secret = home / "secret"
     secret.write_text("s")
     secret.chmod(0o600)

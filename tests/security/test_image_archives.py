@@ -355,7 +355,7 @@ def gnu_tar(content, root, tool, loader):
 @settings(
     max_examples=examples(ci=100, nightly=1000),
     deadline=None,
-    derandomize=True,  # where GNU tar contradicts itself (``a``, then ``a/.``) nothing is to be learned from it
+    derandomize=True,  # where GNU tar contradicts itself (``a``, then ``a/.``) a comparison is not useful
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(_member, min_size=1, max_size=8), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))

@@ -277,7 +277,7 @@ def test_old_replacement_file_is_swept(place):
     for directory in (place.store.root, place.store.root / "build/cache"):
         (directory / ".index.json.0123456789ab").write_text("x")
     place.store.collect()
-    assert len(left(place.store)) == 2, "somebody may be about to put it in its place"
+    assert len(left(place.store)) == 2, "another process may be about to move it into place"
     for path in left(place.store):
         os.utime(path, (0, 0))
     assert place.store.collect().unfinished == 2

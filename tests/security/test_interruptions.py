@@ -54,7 +54,7 @@ def interrupt():
 
     def within(delay_s, do):
         due.append(True)
-        gc.disable()  # what a handler raises in what somebody does at a collection is lost
+        gc.disable()  # an exception of a handler in a function that runs at a collection is lost
         try:
             try:
                 signal.setitimer(signal.ITIMER_REAL, delay_s)
@@ -326,7 +326,7 @@ def test_start_interrupted_at_any_step_leaves_nothing(kind, groups_found):
         for _ in range(3):
             kind(container)
         former = sys.gettrace()
-        gc.disable()  # an exception in what somebody does at a collection is lost
+        gc.disable()  # an exception in a function that runs at a collection is lost
         try:
             for number in range(random.Random(kind.__name__).randint(1, STRIDE), 10_000, STRIDE):
                 before = open_resources()
@@ -498,7 +498,7 @@ def test_container_is_stopped_although_another_in_its_pid_namespace_is_frozen(de
 
 
 def test_pidfd_of_init_stays_open_until_its_container_is_released(deadline):
-    """Or a thread that starts a command would join whatever has the same number by then."""
+    """Otherwise a thread that starts a command could join another object with the same descriptor number."""
     first = Container().start()
     second = in_its_pid_namespace(first).start()
     pidfd = second.fileno()

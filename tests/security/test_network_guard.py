@@ -36,7 +36,7 @@ def ipv6(protocol, payload):
 
 ATTACKS = {
     "a frame with another's MAC": lab.udp4(OTHER, "10.88.0.5", "10.88.255.255"),
-    "a frame with a MAC of nobody's": lab.udp4("02:12:34:56:78:9a", "10.88.0.5", "10.88.255.255"),
+    "a frame with an unknown MAC": lab.udp4("02:12:34:56:78:9a", "10.88.0.5", "10.88.255.255"),
     "a source address of another's": lab.udp4(MAC, "10.88.0.6", "10.88.255.255"),
     "a source address of the gateway's": lab.udp4(MAC, "10.88.0.1", "10.88.255.255"),
     "ARP: the gateway is at mine": lab.arp(MAC, MAC, "10.88.0.1", "10.88.0.6"),

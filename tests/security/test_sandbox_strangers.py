@@ -84,7 +84,7 @@ def tried(attack, make, argument=None):
 
 
 def free(words):
-    """Run the attack unrestricted as the same user, for whom it succeeds."""
+    """Run the attack without restrictions as the same user, so that it succeeds."""
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     done.cause = "exit"
     return done

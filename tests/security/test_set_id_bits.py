@@ -99,7 +99,7 @@ def test_open_checks_its_mode_only_if_it_creates_a_file(shown):
 
 @needs_root
 def test_user_of_the_host_is_not_made_root(shown):
-    """The complete attack: whoever runs the program that a container has left is root of the machine."""
+    """The complete attack: any user who runs the program that a container left is root of the host."""
     path = shown / "program"
 
     def euid():

@@ -194,7 +194,7 @@ class Writer:
             await self._told.wait()
 
     def abort(self) -> None:
-        """Close it at once. The buffer is lost."""
+        """Close it immediately. The buffer is lost."""
         self._closing = True
         self._close()
 

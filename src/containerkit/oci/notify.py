@@ -88,7 +88,7 @@ class Listener:
         try:
             self._pidfd = os.pidfd_open(entry.pid)
             self._socket.bind(path)
-            os.chmod(path, 0o777)  # for the program's user, whoever it is
+            os.chmod(path, 0o777)  # for any user that the program may have
         except OSError as error:
             self.close()
             raise RuntimeFailure(f"make {entry.path}/{DIRECTORY}/{_NAME}: {strerror(error.errno or 0)}") from None

@@ -59,7 +59,7 @@ class Targets:
         Args:
             target: the path of the mount.
             tree: its descriptor, if paths on it must be resolved below it from now on.
-            view: a descriptor of it through which the runtime itself can see what is there; -1 for none.
+            view: a descriptor of it through which the runtime itself can see its content; -1 for none.
         """
         for hidden in [each for each in self._views if _is_below(each, target)]:
             del self._views[hidden]

@@ -117,7 +117,7 @@ def _reports(item: pytest.Item, marker: pytest.Mark) -> list[Any]:
 
 
 def _lost(item: pytest.Item, why: str, duration: float) -> pytest.TestReport:
-    """Return the report of a test that could not tell of itself, with what it had written by then."""
+    """Return the report of a test that ended without one, with its output so far."""
     from _pytest.skipping import evaluate_xfail_marks
 
     report = _failed(item, why, "call", duration)
@@ -229,7 +229,7 @@ class _Place:
 
 
 def _read(fd: int, heard: bytearray) -> bool:
-    """Read what lies there; True at the end."""
+    """Read the available bytes. Return True at the end."""
     with suppress(BlockingIOError):
         while chunk := os.read(fd, 65536):
             heard += chunk
