@@ -245,7 +245,7 @@ def test_coroutine_decides():
     assert "4712\n" == done.stdout
 
 
-def test_handler_that_fails_denies_and_is_heard_of():
+def test_handler_that_fails_denies_and_its_error_is_reported():
     def handler(request):
         raise RuntimeError(request.name)
 

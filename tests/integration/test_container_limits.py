@@ -79,7 +79,7 @@ def test_memory_over_the_limit_ends_with_cause_oom(start):
 
 @needs("memory")
 @BOTH
-def test_child_that_is_killed_for_memory_is_told_by_the_cause(start):
+def test_child_that_is_killed_for_memory_is_reported_with_the_cause(start):
     script = (
         f"import subprocess, sys\nsys.exit(subprocess.run(['python3', '-SEc', '{EAT.format(200)}']).returncode != 0)"
     )
@@ -102,13 +102,13 @@ def test_check_raises_out_of_memory(start):
 
 @needs("memory")
 @BOTH
-def test_memory_limit_is_told_with_the_usage(start):
+def test_memory_limit_is_reported_with_the_usage(start):
     assert 80 << 20 == start(["true"], Limits(memory="80M")).usage.memory_limit_bytes
     assert start(["true"], Limits(cpus=1)).usage.memory_limit_bytes is None
 
 
 @needs("memory")
-def test_memory_limit_that_was_changed_is_the_one_that_is_told():
+def test_memory_limit_that_was_changed_is_the_one_that_is_reported():
     with container(limits=Limits(memory="80M")) as c:
         c.update(Limits(memory="90M"))
         assert 90 << 20 == c.run(["true"]).usage.memory_limit_bytes

@@ -230,7 +230,7 @@ def test_memory_limit_that_killed_is_on_record(kept):
 # --- Starts that fail
 
 
-def test_program_that_is_not_there_is_told_and_leaves_nothing(kept):
+def test_missing_program_is_reported_and_leaves_nothing(kept):
     with pytest.raises(ProgramNotFoundError):
         kept.make("nosuch")
     assert [] == kept.new()

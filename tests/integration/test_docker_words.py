@@ -143,7 +143,7 @@ def test_detached_containers_by_dockers_words(ck, kept):
     assert ck("volume rm -f data") == ""
 
 
-def test_commands_that_are_elsewhere_say_so(ck):
+def test_commands_that_are_elsewhere_name_the_place(ck):
     for name, remedy in elsewhere.COMMANDS.items():
         if name not in cli.COMMANDS:
             assert remedy in ck(name, cli.FAILED)

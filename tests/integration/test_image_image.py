@@ -213,7 +213,7 @@ def test_image_open_get_list_tag_and_remove(store):
     assert "<Image one:1" in repr(image)
 
 
-def test_image_diff_tells_what_the_other_adds_changes_and_deletes(store):
+def test_image_diff_lists_what_the_other_adds_changes_and_deletes(store):
     base = {"kept": b"1", "changed": b"1", "gone": b"1", "dir/in": b"1", "opaque/old": b"1"}
     add_image(store, "a", base)
     top = {
@@ -416,7 +416,7 @@ def test_load_reads_no_more_at_once_than_a_header_may_have(tmp_path, store):
         Image.load(tmp_path / "a.tar", store=store)
 
 
-def test_load_of_damaged_and_missing_files_says_so(tmp_path, store):
+def test_load_reports_damaged_and_missing_files(tmp_path, store):
     (tmp_path / "a").write_bytes(b"\x1f\x8b" + b"x" * 100)
     for name in ("a", "missing"):
         with pytest.raises(ContainerError, match=r"damaged|not there"):
@@ -809,7 +809,7 @@ def test_user_that_an_image_does_not_know_is_an_error(configured, store):
 
 
 @needs_busybox
-def test_environment_of_an_image_tells_where_programs_are(box, store, tmp_path):
+def test_environment_of_an_image_decides_where_programs_are(box, store, tmp_path):
     root = tmp_path / "elsewhere"
     (root / "opt").mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "opt/sh")

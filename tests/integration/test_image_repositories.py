@@ -155,7 +155,7 @@ def test_repository_gives_the_same_digest_in_another_store_at_another_time(daemo
     assert 1 == len(found)
 
 
-def test_repository_keeps_its_git_directory_where_told(daemon, web, served, tmp_path):
+def test_repository_keeps_its_git_directory_if_asked(daemon, web, served, tmp_path):
     layers = set()
     for number, address in enumerate((daemon, daemon)):
         store = Store(tmp_path / str(number))

@@ -119,7 +119,7 @@ def test_usage_counts_the_cpu_time_of_children_too(runner):
     assert done.usage.minor_faults > 0
 
 
-def test_usage_tells_the_largest_memory_where_it_is_the_commands_own(runner):
+def test_usage_reports_the_largest_memory_where_it_is_the_commands_own(runner):
     """A command shares the caller's memory until its exec, so a value that may be the caller's is not reported."""
     from resource import RUSAGE_SELF, getrusage
 
@@ -179,7 +179,7 @@ def test_text_that_is_not_decodable_raises_and_leaves_nothing(runner):
         runner(["printf", "\\377"], text=True)
 
 
-def test_errors_says_what_becomes_of_bytes_that_do_not_decode(runner):
+def test_errors_decides_how_bytes_that_do_not_decode_are_treated(runner):
     assert "\ufffd" == runner(["printf", "\\377"], errors="replace").stdout
 
 
@@ -320,7 +320,7 @@ def test_output_one_byte_over_the_limit_is_an_overflow(runner):
     assert ("output", 70_000) == (done.cause, len(done.stdout))
 
 
-def test_output_over_the_limit_is_told_even_when_the_command_has_ended(runner):
+def test_output_over_the_limit_is_reported_even_when_the_command_has_ended(runner):
     """A command that ends before it is noticed can't write more than a slow one."""
     done = runner(["printf", "12345"], output_limit_bytes=4)
     assert ("output", b"1234") == (done.cause, done.stdout)
@@ -431,7 +431,7 @@ def test_popen_fileno_becomes_readable_at_the_end(box):
         process.fileno()
 
 
-def test_popen_repr_tells_the_state(box):
+def test_popen_repr_shows_the_state(box):
     process = box.popen(["sleep", "30"])
     assert re.fullmatch(r"<Process \d+ 'sleep 30' running>", repr(process))
     process.kill()
@@ -1127,7 +1127,7 @@ def test_what_nobody_waits_for_is_reaped_as_others_are_started():
         assert own_descriptors() <= before + 4
 
 
-def test_process_that_another_start_has_reaped_tells_its_end_as_before():
+def test_process_that_another_start_has_reaped_reports_its_end_as_before():
     with Container() as box:
         early = box.popen(["sh", "-c", "echo written; exit 7"], stdout=PIPE)
         wait_until(lambda: state_of(early.pid) == "Z")

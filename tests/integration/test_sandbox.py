@@ -185,7 +185,7 @@ def test_from_a_thread():
     assert ["x\n"] * 4 == results
 
 
-def test_report_says_what_is_and_what_is_not():
+def test_report_lists_what_is_and_what_is_not_in_force():
     report = BOX.report()
     assert {"no capabilities", "no new privileges", "seccomp", "write_file"} <= set(report.enforced)
     assert any("no namespace" in each for each in report.uncovered)

@@ -126,7 +126,7 @@ def test_single_id_is_root_inside(python_for_all, home):
     assert ["0", "0", "0", "0", "1", "deny"] == words
 
 
-def test_other_ids_say_what_is_missing(python_for_all, home):
+def test_error_of_other_ids_names_what_is_missing(python_for_all, home):
     code = "from containerkit import run\ntry: run(['true'], user='5:5')\nexcept Exception as e: print(type(e).__name__, e)"
     text = said(python_for_all, code, home)
     assert text.startswith(("SetupError", "SpecError"))

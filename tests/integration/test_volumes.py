@@ -125,7 +125,7 @@ def test_a_volume_that_cannot_be_is_refused(place):
     assert volume.prune() == ["a"]
 
 
-def test_a_filesystem_without_quotas_says_what_it_needs(tmp_path, monkeypatch):
+def test_error_of_a_filesystem_without_quotas_names_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setenv("CONTAINERKIT_VOLUMES", f"/dev/shm/ck-{os.getpid()}-{time.monotonic_ns()}")
     try:
         with pytest.raises(UnsupportedError, match=r"prjquota|only root"):
