@@ -59,7 +59,7 @@ def test_mount_that_maps_no_ids_itself_is_named():
 @pytest.mark.parametrize("target", ["/proc/new", "/sys/a/new"])
 def test_target_in_a_directory_of_the_kernel_reports_that_nothing_can_be_made_there(target):
     place = "/" + target.split("/")[1]
-    with pytest.raises(SetupError, match=rf"hint: nothing can be created in {place}: choose another target"):
+    with pytest.raises(SetupError, match=rf"hint: no file can be created in {place}: choose another target"):
         run(["true"], mounts=[Mount.tmpfs(target)])
 
 
@@ -69,7 +69,7 @@ def test_target_in_a_directory_of_the_kernel_reports_that_nothing_can_be_made_th
 )
 def test_tree_that_a_user_may_not_take_apart_is_not_called_missing(argument):
     error = as_user(telling(f"run(['true'], {argument})"))
-    assert "open_tree /: Invalid argument (hint: there are mounts below it that an unprivileged user can't" in error
+    assert "open_tree /: Invalid argument (hint: it has mounts below that an unprivileged user can't" in error
 
 
 @root

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["mount"]
 
 _HINT = (
-    "in a user namespace it needs an own network namespace and a /sys without masks: give the container "
+    "in a user namespace it needs its own network namespace and a /sys without masks: give the container "
     "its own network namespace, or mount with 'ro', which shows the host's"
 )
 _BARE = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
