@@ -24,6 +24,7 @@ TOGETHER = {
             "test_docker_words",
             "test_killed_owner",
             "test_left_behind",
+            "test_lookup_detached",
             "test_network_shared",
             "test_owner_death",
             "test_project",

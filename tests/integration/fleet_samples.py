@@ -69,6 +69,9 @@ class RayNodes:
 
         return Fleet.ray(self.address, **options)
 
+    def complete(self):
+        """Wait for the worker that replaces a killed one. A raylet starts it when it is needed."""
+
     def kill_node(self, name):
         """Kill the raylet of a node and its workers, as if the machine had failed. Workers would outlive the raylet."""
         (raylet,) = self.nodes.pop(name).all_processes["raylet"]
@@ -121,6 +124,11 @@ class DaskNodes:
         from containerkit.fleet import Fleet
 
         return Fleet.dask(self.client, **options)
+
+    def complete(self):
+        """Wait for the worker that replaces a killed one. A cluster that is closed before fails to do so."""
+        wait_for(lambda: all(nanny.status.name == "running" for nanny in self.cluster.workers.values()), 60)
+        self.client.wait_for_workers(NODES, timeout=60)
 
     def kill_node(self, name):
         """Kill a worker, so that its nanny does not restart it."""

@@ -1,5 +1,7 @@
 """Adapters to other projects: smolagents' executor, llm-sandbox's backend, Jupyter's provisioner."""
 
+import os
+import subprocess
 import sys
 import time
 
@@ -105,6 +107,14 @@ def test_smolagents_agent_runs_to_its_answer():
         assert agent.run("what is six times seven?") == 42
 
 
+def test_smolagents_in_an_interpreter_that_was_called_by_an_odd_path(tmp_path):
+    pytest.importorskip("containerkit.adapters.smolagents", exc_type=ImportError, reason="needs smolagents")
+    directory, name = os.path.split(sys.executable)
+    odd = f"{directory}/../{os.path.basename(directory)}/{name}"
+    code = "from containerkit.adapters.smolagents import ContainerPythonExecutor as E\nwith E() as e: print(e('6 * 7').output)"
+    assert subprocess.check_output([odd, "-c", code], text=True, cwd=tmp_path).endswith("\n42\n")
+
+
 # --- llm-sandbox
 
 
@@ -173,7 +183,7 @@ def test_llm_sandbox_refuses_ways_out(session, tmp_path):
 
 def test_llm_sandbox_refuses_unsupported_features(session):
     from llm_sandbox import SandboxSession
-    from llm_sandbox.exceptions import LibraryInstallationNotSupportedError
+    from llm_sandbox.exceptions import ContainerError, LibraryInstallationNotSupportedError
 
     for do in (
         lambda: session.run("1", libraries=["six"]),
@@ -183,6 +193,17 @@ def test_llm_sandbox_refuses_unsupported_features(session):
             do()
     with pytest.raises(TypeError):
         SandboxSession(backend="containerkit", colour=1)
+    for more in {"dockerfile": "Dockerfile"}, {"commit_container": True}, {"container_id": "x"}:
+        with pytest.raises(ContainerError, match=r"this backend|can't connect"):
+            SandboxSession(backend="containerkit", **more)
+
+
+def test_llm_sandbox_sessions_with_artifacts(session):
+    """They pass all arguments that any backend has, with their defaults."""
+    from llm_sandbox import ArtifactSandboxSession
+
+    with ArtifactSandboxSession(backend="containerkit", lang="python", enable_plotting=False) as made:
+        assert made.run("print(6 * 7)").stdout == "42\n"
 
 
 def test_llm_sandbox_time_is_up(session):

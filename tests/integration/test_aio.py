@@ -625,13 +625,46 @@ async def talking():
     await p.communicate(b"given")
 
 
+async def talking_in_text():
+    async with aio.popen(["sh", "-c", f"echo said; exec sleep 0.{MARK}"], stdin=PIPE, stdout=PIPE, text=True) as p:
+        p.stdin.write("heard")
+        await p.stdin.drain()
+        assert [line async for line in p.stdout] == ["said\n"]
+
+
+async def in_all_states():
+    async with aio.AsyncContainer(limits=Limits(memory="100M", pids=20)) as c, c.popen(["sleep", f"9.{MARK}"]) as p:
+        await c.stats()
+        async for _ in c.every(0.001):
+            break
+        with c.events(["oom_kill"]) as events, contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(anext(events), 0.01)
+        await c.update(Limits(memory="100M", pids=30))
+        await c.pause()
+        await c.resume()
+        await c.run(["echo", "logged"], stdout=c.log)
+        await c.logs()
+        await c.files.listdir("/tmp")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(c.wait(), 0.01)
+        await c.stop()
+        await p.wait()
+
+
+async def in_a_network():
+    async with aio.OpenNetwork(Network("cancelled", internal=True)) as net, aio.AsyncContainer(network=net) as c:
+        await c.run(["sleep", f"0.{MARK}"])
+
+
 SCENES = {
     "run": lambda: aio.run(["sleep", f"0.{MARK}"]),
     "run, looked up inside": lambda: aio.run(["sleep", f"0.{MARK}"], user="nobody"),
     "run that is over its time": lambda: aio.run(["sleep", f"9.{MARK}"], timeout=0.01),
     "popen": talking,
     "container": in_container,
+    "popen of text": talking_in_text,
 }
+SCENES_OF_ROOT = {"states": in_all_states, "network": in_a_network}
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -639,23 +672,35 @@ SCENES = {
     "scene", [pytest.param(name, marks=[pytest.mark.several_ids] if "looked" in name else []) for name in SCENES]
 )
 def test_cancellation_at_every_await(go, scene, times):
-    async def main():
-        cancelled = at = 0
-        while True:
-            at += 1
-            body = Cancelling(SCENES[scene](), at, times)
-            body.task = asyncio.get_running_loop().create_task(body)
-            try:
-                await body.task
-            except asyncio.CancelledError:
-                cancelled += 1
-            except ContainerTimeout:
-                assert "time" in scene
-            assert alive(MARK) == []  # dead and reaped before CancelledError is raised
-            if body.waits < at:
-                return cancelled
+    assert go(cancelled_at_each(SCENES[scene], times, late="time" in scene)) >= 2
 
-    assert go(main()) >= 2
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to run as root")
+@pytest.mark.parametrize("scene", SCENES_OF_ROOT)
+def test_cancellation_at_every_await_of_a_container(go, scene, left_of):
+    cancelled = []
+    left = left_of(lambda: cancelled.append(go(cancelled_at_each(SCENES_OF_ROOT[scene], 1))))
+    assert left == {}
+    assert cancelled[0] >= 4
+
+
+async def cancelled_at_each(make, times, *, late=False):
+    """Cancel a task at its first wait, another at its second, and so on. Return how many were cancelled."""
+    cancelled = at = 0
+    while True:
+        at += 1
+        body = Cancelling(make(), at, times)
+        body.task = asyncio.get_running_loop().create_task(body)
+        try:
+            await body.task
+        except asyncio.CancelledError:
+            cancelled += 1
+        except ContainerTimeout:
+            assert late
+        assert alive(MARK) == []  # dead and reaped before CancelledError is raised
+        if body.waits < at:
+            return cancelled
 
 
 def test_cancellation_by_a_group_of_tasks(go):

@@ -214,3 +214,18 @@ def test_terminal_works_in_tmux(tmp_path):
         shown_until("left with 6")
     finally:
         tmux("kill-server")
+
+
+_EDITS = """
+import os, tty
+print("typed before", flush=True)
+tty.setraw(0)  # discards what was typed before, as a shell does that edits lines itself
+print("> ", end="", flush=True)
+print(os.read(0, 1))
+"""
+
+
+def test_end_of_the_input_reaches_a_program_that_changes_the_mode_of_its_terminal():
+    words = [sys.executable, *RUN, "-t", "--", "python3", "-c", _EDITS]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert (0, True) == (done.returncode, "> b'\\x04'" in done.stdout), done

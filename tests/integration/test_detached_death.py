@@ -12,6 +12,7 @@ import pytest
 from detached_samples import Kept, needs_groups, needs_root, runs
 from waiting import wait_for
 
+import containerkit
 from containerkit import Limits, containers
 from containerkit.detached.container import find
 from containerkit.errors import StateError
@@ -37,6 +38,41 @@ def test_killed_keeper_ends_the_container_and_the_record_shows_it(kept):
     assert one.status == "running"
     one.stop(0)
     assert groups != one.last_run["groups"]
+
+
+def test_killed_keeper_is_told_to_those_who_follow_and_to_those_who_ask_later(kept):
+    one = kept.shell("echo said; exec sleep 100")
+    wait_for(lambda: list(one.logs()))
+    cli = [sys.executable, "-m", "containerkit"]
+    following = subprocess.Popen(
+        [*cli, "events", "--since", "10m", "-f", f"container={one.id}"], stdout=subprocess.PIPE, text=True
+    )
+    waiting = subprocess.Popen([*cli, "wait", one.id], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    logs = subprocess.Popen([*cli, "logs", "-f", one.id], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with following, waiting, logs:
+        try:
+            assert logs.stdout.readline() == "said\n"
+            assert [following.stdout.readline().split()[2] for _ in range(2)] == ["create", "start"]
+            os.kill(one.keeper, signal.SIGKILL)
+            assert "(error=its keeper was killed)" in following.stdout.readline()
+            out, error = waiting.communicate(timeout=20)
+            assert (out, waiting.returncode) == ("", 1)
+            assert "its keeper was killed, so its exit status is unknown" in error
+            assert logs.communicate(timeout=20) == (
+                "",
+                f"containerkit: {one.id}: its keeper was killed: its last output may be missing\n",
+            )
+        finally:
+            following.kill()
+    assert one.inspect()["State"]["Error"] == "its keeper was killed"
+    listed = subprocess.run([*cli, "ps", "-a", "--filter", f"id={one.id}"], capture_output=True, text=True, check=True)
+    assert " dead " in listed.stdout
+    ends = [event for event in containerkit.events(id=one.id) if event.action == "die"]
+    assert [dict(event.attributes) for event in ends] == [{"error": "its keeper was killed"}]  # one, whoever asks
+    one.start()
+    os.kill(one.keeper, signal.SIGKILL)
+    wait_for(lambda: one.status == "dead")
+    assert [event.action for event in containerkit.events(id=one.id)][-2:] == ["start", "die"]
 
 
 def test_keeper_that_is_asked_to_end_ends_the_container(kept):
@@ -108,6 +144,22 @@ def test_names_of_killed_starters_are_free_again(kept):
     assert find(name) == one
 
 
+def test_former_name_of_a_killed_rename_is_free_again(kept):
+    from containerkit.detached import store
+
+    before, after = f"before{os.getpid()}", f"after{os.getpid()}"
+    one = kept.make("sleep", "100", name=after)
+    os.symlink(one.id, os.path.join(store.records_root(), ".names", before))
+    with pytest.raises(StateError, match="no such container"):
+        find(before)
+    other = kept.make("sleep", "100", name=before)
+    assert (find(before), find(after)) == (other, one)
+    os.symlink(one.id, os.path.join(store.records_root(), ".names", f"{before}-2"))
+    store.sweep()
+    assert not os.path.lexists(os.path.join(store.records_root(), ".names", f"{before}-2"))
+    assert (find(before), find(after)) == (other, one)
+
+
 def in_mounts_of_its_own(program):
     """Run a program as root of the machine, in a private mount namespace."""
     words = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", textwrap.dedent(program)]
@@ -142,12 +194,14 @@ def test_full_disk_of_the_logs_loses_output_and_is_reported():
 @needs_root
 def test_full_filesystem_of_the_records_does_not_hide_the_end():
     done = in_mounts_of_its_own("""
-        import subprocess
+        import subprocess, time
         from containerkit import Container
         place = "/run/containerkit/containers"
         import os; os.makedirs(place, exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=40", "none", place], check=True)
         one = Container().detach("full", command=["sh", "-c", "sleep 1; exit 6"])
+        lasting = Container().detach("lasting", command=["sleep", "100"])
+        again = Container().detach("again", command=["sh", "-c", "sleep 1; exit 5"], restart="always")
         try:
             with open(f"{place}/filler", "wb", buffering=0) as file:
                 while True:
@@ -163,13 +217,31 @@ def test_full_filesystem_of_the_records_does_not_hide_the_end():
             assert error.errno == 28, error
         print(one.wait(20), one.status)
         try:
+            lasting.rename("other")
+        except OSError as error:
+            print(error.operation, error.errno, lasting.name)
+        lasting.stop(0)
+        print(lasting.exit_code, lasting.status)
+        deadline = time.monotonic() + 20
+        while "the restart failed" not in "".join(map(str, again.logs())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        print(again.status, "No space left" in "".join(map(str, again.logs())))
+        lasting.remove(force=True)
+        again.remove(force=True)
+        try:  # use again what these have freed
+            while True:
+                number += 1
+                open(f"{place}/{number}", "w").close()
+        except OSError as error:
+            assert error.errno == 28, error
+        try:
             Container().detach(command=["true"])
         except OSError as error:
             print("refused", error.errno)
         os.unlink(f"{place}/filler")
         one.remove(force=True)
     """)
-    assert done.stdout == "6 exited\nrefused 28\n", done
+    assert done.stdout == "6 exited\nsymlink 28 lasting\n-15 exited\nexited True\nrefused 28\n", done
 
 
 def test_containers_are_listed_while_others_come_and_go(kept):

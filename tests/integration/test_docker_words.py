@@ -10,6 +10,7 @@ import time
 import pytest
 from detached_samples import Kept
 from image_samples import BUSYBOX, busybox_root
+from waiting import wait_for
 
 from containerkit import cli
 from containerkit.cli import elsewhere
@@ -143,6 +144,38 @@ def test_detached_containers_by_dockers_words(ck, kept):
     assert ck("volume rm -f data") == ""
 
 
+def test_lists_and_logs_by_dockers_words(ck, kept):
+    one, other = (kept.shell("echo said; exec sleep 1000", image="box:1", name=f"l{os.getpid()}-{n}") for n in range(2))
+    wait_for(lambda: list(one.logs()))
+    assert ck("ps -lq") == f"{other.id}\n"
+    assert ck("ps -q -n 2") == f"{one.id}\n{other.id}\n"
+    assert one.id in ck("ps -q --filter ancestor=box:1 --filter health=none")
+    assert one.id not in ck("ps -q --filter ancestor=other")
+    one.stop(0)
+    assert one.id in ck("ps -aq --filter exited=143")
+    assert ck(f"ps -a --filter name={other.name} --format", 0, "{{.State}}") == "running\n"
+    began = time.monotonic()
+    assert ck(f"logs -f --until=0s {other.name}") == "said\n"  # it ends, although the container goes on
+    assert time.monotonic() - began < 30
+    assert ck("run --mount type=tmpfs,dst=/d,tmpfs-size=1m,tmpfs-mode=1770 --image box:1 stat -c %a /d") == "1770\n"
+    assert "--pids-limit" in ck(f"stats --no-stream {other.name}", cli.FAILED)
+
+
+def test_save_to_stdout_replaces_no_name(ck, tmp_path):
+    before = os.lstat("/dev/stdout")
+    words = [sys.executable, "-m", "containerkit", "save", "box:1"]
+    (tmp_path / "piped.tar").write_bytes(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout)
+    with open(tmp_path / "written.tar", "wb") as file:
+        subprocess.run(words, stdout=file, check=True)
+    for name in ("piped", "written"):
+        assert "box:1@" in ck(f"load -i {tmp_path}/{name}.tar")
+    assert (before.st_ino, before.st_mode) == (os.lstat("/dev/stdout").st_ino, os.lstat("/dev/stdout").st_mode)
+    (tmp_path / "link.tar").symlink_to("linked.tar")
+    ck(f"save -o {tmp_path}/link.tar box:1")
+    assert (tmp_path / "link.tar").is_symlink()
+    assert "box:1@" in ck(f"load -i {tmp_path}/linked.tar")
+
+
 def test_commands_that_are_elsewhere_name_the_place(ck):
     for name, remedy in elsewhere.COMMANDS.items():
         if name not in cli.COMMANDS:
@@ -150,6 +183,13 @@ def test_commands_that_are_elsewhere_name_the_place(ck):
     for line, remedy in (
         ("exec -d x true", "setsid"), ("logs --details x", "inspect"), ("login -p x", "--password-stdin"),
         ("pull -a x", "name the tags"), ("build --cache-from x .", "by content"), ("cp -a x y:/", "chown"),
+        ("cp x:/y -", "exec CONTAINER tar"), ("top x -o pid", "exec NAME ps"), ("top x aux", "exec NAME ps"),
+        ("rm --link x", "no links"), ("build -", "-f - DIR"), ("build --push .", "containerkit push"),
+        ("container export x", "image export"), ("container foo", "there are"), ("container lss", "'container ls'"),
+        ("network connect x y", "--network NAME"), ("network create --gateway 10.0.0.1 x", "first address"),
+        ("volume create --name x", "an argument"), ("volume update x", "cluster"), ("-H tcp://x ps", "no daemon"),
+        ("run --publish 80 --image box:1 true", "--network internet"), ("attach --sig-proxy=false x", "no such container"),
+        ("load --platform x", "all platforms"), ("ps --filter network=x", "ancestor"), ("ps -n x", "a number"),
     ):  # fmt: skip
         assert remedy in ck(line, cli.FAILED)
 

@@ -296,6 +296,30 @@ def test_results_by_pickle():
             made.submit(threading.Lock).result()
 
 
+class Own:
+    def __init__(self, number):
+        self.number = number
+
+
+class FalseError(Exception):
+    def __bool__(self):
+        return False
+
+
+def fail_falsely():
+    raise FalseError("no")
+
+
+@pytest.mark.parametrize("kind", ISOLATIONS)
+def test_results_of_the_callers_own_classes_are_of_these(kind):
+    """The classes are not inside: this module is sent by value."""
+    with ContainerExecutor(1, isolation=kind, results="pickle") as made:
+        got = made.submit(Own, 7).result()
+        assert (type(got), got.number) == (Own, 7)
+        error = made.submit(fail_falsely).exception()
+        assert (type(error), error.args) == (FalseError, ("no",))
+
+
 def test_result_that_is_too_large():
     with ContainerExecutor(1, result_limit_bytes=1_000_000) as made:
         with pytest.raises(TaskError, match="result_limit_bytes"):
@@ -570,6 +594,20 @@ def test_fork_bomb():
             bad.result()
 
 
+@pytest.mark.root
+def test_memory_hog_beside_good_tasks():
+    if os.geteuid() != 0:
+        pytest.skip("needs root: control groups")
+
+    with ContainerExecutor(2, limits=Limits(memory="60M")) as made:
+        bad = [made.submit(bytearray, 10**9) for _ in range(2)]
+        assert list(made.map(good, range(6))) == [2 * number for number in range(6)]
+        for each in bad:
+            with pytest.raises(OutOfMemory):
+                each.result()
+            assert each.cause == "oom"
+
+
 def test_zygote_that_was_lost_is_replaced(fresh):
     assert fresh.submit(good, 1).result() == 2
     zygote = fresh._zygote
@@ -595,11 +633,7 @@ def test_zygote_that_can_fork_no_more_makes_room_for_another(fresh):
         old = made._zygote
         while made._ready:
             made._ready.popleft().close()
-        user, old._user = (
-            old._user,
-            fresh._zygote._user.duplicate(),
-        )  # like another user's: its containers can't be entered
-        user.close()
+        old._fresh = fresh._zygote._fresh  # like another user's: its containers can't be entered
         assert [each.result() for each in slow] == [None, None]
         assert list(made.map(good, range(10))) == [2 * number for number in range(10)]
         assert made._zygote is not old

@@ -76,7 +76,7 @@ def test_lines_files_and_errors_pass_the_engine(fleet):
 
 
 @pytest.mark.slow  # both engines take seconds to give up a worker
-def test_force_ends_a_worker_that_does_not_answer(fleet, monkeypatch):
+def test_force_ends_a_worker_that_does_not_answer(fleet, nodes, monkeypatch):
     """A stopped process simulates one that hangs: its connection is open, but it does not react."""
     monkeypatch.setattr(workers, "FORCE_AFTER_S", 0.2)
     monkeypatch.setattr(channel, "_ANSWERS_WITHIN_S", 0.2)
@@ -91,6 +91,7 @@ def test_force_ends_a_worker_that_does_not_answer(fleet, monkeypatch):
     finally:
         _continue(worker)
     wait_for(none_of(command))
+    nodes.complete()
 
 
 def _owner_of(command):

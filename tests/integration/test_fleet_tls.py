@@ -212,7 +212,7 @@ import ray
 from containerkit import SpecError
 from containerkit.fleet import Fleet
 
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20, _temp_dir=sys.argv[1])
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20, _temp_dir=sys.argv[1])
 with Fleet.ray(None) as fleet:
     assert fleet._engine.channel._tls is not None
     print(fleet.submit(["echo", "here"], text=True).result(100).stdout)

@@ -205,6 +205,21 @@ def test_process_that_ends_is_replaced(i, end):
     assert i.run_code("1").text == "1"
 
 
+@pytest.mark.parametrize("session", ["", "os.setsid(); "])
+def test_process_that_ends_is_noticed_while_its_children_go_on(i, session):
+    """They keep its socket open."""
+    leave = f"import os, time\nif os.fork() == 0:\n    {session}time.sleep(60)\nos._exit(3)"
+    done = i.run_code(leave, timeout=50)
+    assert (done.cause, done.state_lost) == ("lost", True)
+    assert i.run_code("1").text == "1"
+
+
+def test_long_code_and_long_answers_come_whole(i):
+    text = "\N{SNOWMAN}" * 3_000_000
+    assert i.run_code(f"text = {text!r}\nlen(text)").text == "3000000"
+    assert i.run_code("text").text == repr(text)
+
+
 def test_threads_take_turns(i):
     texts = []
     threads = [threading.Thread(target=lambda n=n: texts.append(i.run_code(f"{n}").text)) for n in range(8)]

@@ -387,3 +387,50 @@ def test_user_cannot_make_root_follow_a_symlink_to_a_record(oci, bundle, foreign
     assert seen[0] == seen[1]
     assert 0 == seen[0][0][0]
     assert 0 != seen[0][3][0]
+
+
+_UNREAPED = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+space = os.open(f"/proc/{sys.argv[1]}/ns/pid", os.O_RDONLY)
+if libc.setns(space, 0x20000000):
+    raise OSError(ctypes.get_errno(), "setns")
+if os.fork() == 0:
+    time.sleep(100)
+print(flush=True)
+time.sleep(100)
+"""
+"""Leaves a child in the pid namespace of a container that it never reaps, so that the container's init can't end."""
+
+_FORCED = """
+import sys, time
+from containerkit.oci import delete, main
+delete._PATIENCE_S = 1.5
+time.sleep(1)  # as long as this process lives, a front end could have waited
+began = time.monotonic()
+status = main.main(sys.argv[2:], **eval(sys.argv[1]))
+print(status, time.monotonic() - began)
+"""
+
+
+@pytest.mark.parametrize("oci", [False], indirect=True)
+def test_time_that_the_front_end_has_waited_counts(oci, bundle):
+    bundle.process["args"] = ["sleep", "100"]
+    init = oci.start_one(bundle)
+    holding = subprocess.Popen([sys.executable, "-c", _UNREAPED, str(init)], stdout=subprocess.PIPE)
+    with holding:
+        try:
+            assert holding.stdout.readline() == b"\n"
+            taken = {}
+            for how in ('{"resumed": ""}', "{}"):
+                words = [sys.executable, "-c", _FORCED, how, "--root", oci.root, "delete", "--force", ONE]
+                done = subprocess.run(
+                    words, env=oci.environment, capture_output=True, text=True, check=True, timeout=60
+                )
+                assert "does not end" in done.stderr
+                status, taken[how] = done.stdout.split()
+                assert status == "1"
+        finally:
+            holding.kill()
+    assert float(taken['{"resumed": ""}']) < 1.4 < float(taken["{}"])
+    oci("delete", "--force", ONE)

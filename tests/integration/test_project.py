@@ -1,10 +1,13 @@
 """Running projects: order, health, networks, volumes, logs, changes, the end."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -14,6 +17,8 @@ from containerkit import Pod, Project, Service, Stack
 from containerkit.errors import ContainerTimeout, SpecError, StateError
 from containerkit.image import Image
 from containerkit.project import volumes
+from containerkit.project.remote import Remote
+from containerkit.project.sockets import socket_path
 
 pytestmark = [
     pytest.mark.root,
@@ -334,6 +339,64 @@ def test_an_image_is_built(name, tmp_path):
         assert lines(stack, "a") == ["built for me"]
 
 
+STAYS = f"""
+echo $(($(cat /count) + 1)) > /count
+sleep 1001.{os.getpid()} & unshare -p -f sleep 1002.{os.getpid()} &
+exec sleep 1000
+"""
+
+
+def sleepers():
+    """Return the arguments of the processes that this test's service has started in the background."""
+    from containerkit._linux import procfs
+
+    found = set()
+    for pid in procfs.pids():
+        with contextlib.suppress(ProcessLookupError):
+            found.add(procfs.cmdline(pid))
+    return {each for each in found if each[:1] == ("sleep",) and each[-1].endswith(f".{os.getpid()}")}
+
+
+def test_a_stopped_service_starts_in_its_container_again(name):
+    keys = {"command": ["sh", "-c", STAYS], "privileged": True}
+    with project(name, a=keys, b={"command": SLEEP}).up() as stack:
+        first = stack["a"]
+        until(lambda: len(sleepers()) == 2)
+        other = stack["b"].pid
+        stack.stop("a")
+        assert (first.status, first.pid, first.exit_code) == ("exited", None, 137)
+        assert sleepers() == set()  # neither a process in the background nor one in its own pid namespace
+        assert "start" in str(stack.apply(services=("a",)))
+        assert stack["a"] is first
+        assert first.status == "running"
+        until(lambda: stack["a"].files.read("/count") == b"2\n")
+        assert stack["b"].pid == other
+        stack.stop("a")
+        stack.apply(services=("a",), recreate=True)
+        assert stack["a"].container is not first.container
+        until(lambda: len(sleepers()) == 2)  # after it has counted
+        assert stack["a"].files.read("/count") == b"1\n"
+        stack.stop("a")
+        kept = stack["a"].container.pid
+        assert stack.forget("a") == [f"{name}-a-1"]
+        assert not os.path.exists(f"/proc/{kept}")
+        stack.apply()
+        stack.stop("a")
+        kept = stack["a"].container.pid
+    assert not os.path.exists(f"/proc/{kept}")
+
+
+def test_a_service_that_was_stopped_is_checked_again(name):
+    check = {"test": ["CMD", "test", "-e", "/run/ok"], "interval": "20ms", "retries": 1, "start_period": "20s"}
+    command = ["sh", "-c", "test -e /run/ok || touch /run/ok; exec sleep 1000"]
+    with project(name, a={"command": command, "healthcheck": check}).up(wait=20) as stack:
+        stack.stop("a")
+        stack.apply()
+        stack.wait_ready(20)
+        stack["a"].files.remove("/run/ok")
+        until(lambda: stack["a"].health == "unhealthy")
+
+
 def test_nothing_is_left_of_a_start_that_fails(name):
     made = project(name, a={"command": SLEEP}, b={"command": ["nothing-like-that"], "depends_on": ["a"]})
     before = set(os.listdir("/proc"))
@@ -368,3 +431,35 @@ def test_all_die_with_a_killed_owner(name, images):
     owner.wait()
     owner.stdout.close()
     until(lambda: not any(_is_ours(pid) for pid in pids))
+
+
+def test_an_answer_is_read_even_if_it_comes_before_the_request_is_left(name, monkeypatch):
+    place, closed = socket_path(name), threading.Event()
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+
+    def answer():
+        listening.accept()[0].close()  # whether it is up
+        connection, _ = listening.accept()
+        _, fds, _, _ = socket.recv_fds(connection, 65536, 3)
+        connection.sendall(b'{"done": 5}\n')
+        connection.close()
+        for fd in fds:
+            os.close(fd)
+        closed.set()
+
+    def send(*given, send=socket.send_fds):
+        sent = send(*given)
+        assert closed.wait(10)
+        return sent
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(place)
+        listening.listen()
+        answering = threading.Thread(target=answer)
+        answering.start()
+        monkeypatch.setattr(socket, "send_fds", send)
+        try:
+            assert Remote(name).ask("exec", fds=(0,)) == 5
+        finally:
+            answering.join()
+            os.unlink(place)

@@ -1,5 +1,6 @@
 """``containerkit compose`` and ``containerkit kube`` on the command line."""
 
+import contextlib
 import json
 import os
 import signal
@@ -37,6 +38,13 @@ services:
     develop: {watch: [{path: ./src, target: /src, action: sync}]}
   extra: {image: box:1, command: "true", profiles: [extra]}
 volumes: {data: }
+"""
+
+
+GENTLE = """
+services:
+  db: {image: box:1, command: sh -c "echo ready; exec sleep 1000", stop_signal: SIGKILL}
+  web: {image: box:1, command: "sh -c \'trap \\"echo bye; exit\\" TERM; echo world; while :; do sleep 0.05; done\'"}
 """
 
 
@@ -89,9 +97,11 @@ def test_a_project_from_up_to_down(cli):
     assert (cli.place / "back").read_text() == "carried"
     assert cli("volumes", "-q").stdout.split() == [f"{cli.name}_data"]
     cli("up", "--force-recreate", "--no-deps", "web", more={"WHO": "you"})
+    cli("exec", "web", "touch", "/kept")
     cli("stop", "web")
     assert cli("ps", "--services").stdout.split() == ["db"]
     cli("start", "web")
+    cli("exec", "web", "test", "-e", "/kept")
     cli("kill", "-s", "KILL", "web")
     assert cli("wait", "web", check=False).stdout == f"{cli.name}-web-1 137\n"
     assert cli("rm", "-f").stdout == f"{cli.name}-web-1\n"
@@ -104,16 +114,47 @@ def test_a_project_from_up_to_down(cli):
     assert not os.path.exists(socket_path(cli.name))
 
 
-def test_up_in_the_foreground_ends_with_a_signal(cli):
-    with subprocess.Popen(
+@contextlib.contextmanager
+def interrupts(handler):
+    """Let programs inherit how SIGINT is treated, whatever this process has inherited."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def up_in_the_foreground(cli):
+    process = subprocess.Popen(
         [sys.executable, "-m", "containerkit", "compose", "up"], cwd=cli.place, env=cli.env, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
-    ) as process:  # fmt: skip
-        assert {process.stdout.readline().split(" | ")[1] for _ in range(2)} == {"ready\n", "world\n"}
+    )  # fmt: skip
+    with process:
+        try:
+            assert {process.stdout.readline().split(" | ")[1] for _ in range(2)} == {"ready\n", "world\n"}
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_up_in_the_foreground_ends_with_a_signal(cli, number, status):
+    with interrupts(signal.SIG_DFL), up_in_the_foreground(cli) as process:
         assert cli("up", "-d", check=False).returncode == 0  # it uses the running project
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        process.send_signal(number)
+        assert process.wait(20) == status
     assert "it is not up" in cli("ps", check=False).stderr
+
+
+def test_up_in_the_background_of_a_script_ends_with_sigterm(cli):
+    (cli.place / "compose.yaml").write_text(GENTLE)
+    with interrupts(signal.SIG_IGN), up_in_the_foreground(cli) as process:
+        process.send_signal(signal.SIGINT)  # of the terminal, for the program in the foreground
+        assert cli("ps", "-q").returncode == 0
+        process.send_signal(signal.SIGTERM)
+        assert "bye" in process.stdout.read()  # the service had its time to end
+        assert process.wait(20) == 143
 
 
 def test_a_command_runs_in_a_project_that_is_not_up(cli):

@@ -166,3 +166,40 @@ def test_nothing_is_left_of_a_user(python_for_all, home):
         except FileNotFoundError:
             continue
     assert [] == left
+
+
+_COMMITTED = """
+import io, os, tarfile
+os.environ["CONTAINERKIT_IMAGES"] = "{home}/images"
+from containerkit import Container, Image, RootFS
+from containerkit.image import commit
+buffer = io.BytesIO()
+with tarfile.open(fileobj=buffer, mode="w") as archive:
+    with open("/bin/busybox", "rb") as program:
+        member = archive.gettarinfo(fileobj=program, arcname="bin/busybox")
+        member.uid = member.gid = 0
+        archive.addfile(member, program)
+    kinds = ("dir", tarfile.DIRTYPE, 0o555), ("kept", tarfile.REGTYPE, 0o4755), ("set", tarfile.REGTYPE, 0o644)
+    for name, kind, mode in kinds:
+        member = tarfile.TarInfo(name)
+        member.type, member.mode, member.uid, member.gid = kind, mode, 1000, 1001
+        archive.addfile(member)
+open("layer.tar", "wb").write(buffer.getvalue())
+Image.import_tar("layer.tar", "base:1")
+box = "/bin/busybox"
+with Container(RootFS.image("base:1")) as container:
+    container.run([box, "chmod", "750", "/dir"], check=True)
+    container.run([box, "chmod", "600", "/set"], check=True)
+    container.run([box, "touch", "/kept"], check=True)
+    made = commit(container, "made:1")
+made.export("made.tar")
+with tarfile.open("made.tar") as archive:
+    for name in ("dir", "kept", "set"):
+        member = archive.getmember(name)
+        print(name, oct(member.mode)[2:], member.uid, member.gid)
+"""
+
+
+def test_modes_that_a_container_has_changed_are_committed(python_for_all, home):
+    expected = "dir 750 1000 1001\nkept 4755 1000 1001\nset 600 1000 1001\n"
+    assert expected == said(python_for_all, _COMMITTED.format(home=home), home)

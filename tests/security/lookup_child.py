@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 from containerkit import PIPE, Container, Limits, Mount, Namespaces, RootFS, TimeOffsets, run
+from containerkit.executor import Zygote
 from containerkit.fleet import Fleet
+from containerkit.interpreter import Interpreter
 from containerkit.sandbox import Sandbox
 from containerkit.security.landlock import Landlock
 
@@ -89,6 +91,12 @@ WAYS = {
     **{f"run, {kind} joined": joined(kind) for kind in ("network", "ipc", "pid")},
 }
 
+INTERPRETERS = {
+    "zygote": lambda root, argv: Zygote("", root, python=argv[0], mounts=SHOWN),
+    "interpreter": lambda root, argv: Interpreter(root, python=argv[0], mounts=SHOWN),
+}
+"""Ways to start an interpreter that receives a socket. Another program is reported as an error."""
+
 
 def in_fleet(root, argv, **more):
     """Run in a container that a worker holds. The worker is a thread, so the caller has all sockets of both sides."""
@@ -133,7 +141,7 @@ def main():
     os.set_inheritable(os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY), True)  # and one that is inherited
     for name in programs:
         try:
-            done = (WAYS | FLEETS)[way](RootFS.dir(root), [name])
+            done = (WAYS | INTERPRETERS | FLEETS)[way](RootFS.dir(root), [name])
             told = f"status {done.returncode} {shown(done.stdout)} {shown(done.stderr)}"
         except OSError as error:
             told = f"error {error.errno}"

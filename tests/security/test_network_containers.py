@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 import network_lab as lab
 import pytest
 from name_server import NameServer
+
+import containerkit
 
 if TYPE_CHECKING:
     import socket
@@ -40,7 +43,7 @@ print(json.dumps(found))
 
 BEGIN = """
 import json, os, socket, sys, threading, time
-from containerkit import *
+from containerkit import {names}
 TRY, FOUR, HOST = {try_!r}, {four!r}, {host!r}
 PYTHON = "/usr/bin/python3"
 
@@ -97,7 +100,8 @@ def user(request, where):
         pytest.skip("needs pasta or slirp4netns")
 
     def run(code: str) -> object:
-        code = BEGIN.format(try_=TRY, four=FOUR, host=HOST) + code
+        names = ", ".join(name for name in containerkit.__all__ if re.search(rf"\b{name}\b", code))  # "*" takes long
+        code = BEGIN.format(names=names, try_=TRY, four=FOUR, host=HOST) + code
         with where.spaces["host"].enter():
             done = subprocess.run(
                 [*USERS[request.param], sys.executable, "-W", "error", "-c", code],

@@ -57,6 +57,12 @@ ATTACKS = {
     "an answer of DHCP": ipv4(17, struct.pack(">HHHH", 67, 68, 248, 0) + b"\2\1\6\0" + bytes(236)),
     "an answer of DHCP, v6": ipv6(17, struct.pack(">HHHH", 547, 546, 16, 0) + b"\7\1\2\3" + bytes(4)),
     "a query for members of a group": lab.icmp6(MAC, LOCAL, "ff02::1", bytes((130, 0)) + bytes(22)),
+    "a report of groups, which would go to all ports": lab.icmp6(
+        MAC, "::", "ff02::16", bytes((143, 0)) + bytes(26), HOP_BY_HOP
+    ),
+    "a report of groups from its own address": lab.icmp6(
+        MAC, LOCAL, "ff02::16", bytes((143, 0)) + bytes(26), HOP_BY_HOP
+    ),
     "a frame of another kind": lab.ethernet(MAC, 0x88B5, bytes(46)),
 }
 

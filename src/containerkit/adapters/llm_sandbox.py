@@ -68,9 +68,11 @@ class ContainerkitSession(BaseSession):
             these containers have no network unless ``runtime_configs`` enables it.
         runtime_configs: arguments of :class:`containerkit.Container`, such as ``limits``.
         libraries: packages to install when the session opens; only with the setup of the environment.
+        keep_template: as in other backends, but without effect: an image always stays.
+        dockerfile, commit_container: not supported.
 
     Raises:
-        ContainerError: an existing container is requested, which this backend does not support.
+        ContainerError: an existing container, a build or a commit is requested, which this backend does not support.
         LibraryInstallationNotSupportedError: ``libraries`` without the setup of the environment.
     """
 
@@ -89,7 +91,16 @@ class ContainerkitSession(BaseSession):
         container_id: str | None = None,
         skip_environment_setup: bool = True,
         libraries: list[str] | None = None,
+        dockerfile: str | None = None,
+        commit_container: bool = False,
+        keep_template: bool = False,  # noqa: ARG002 - an image always stays
     ) -> None:
+        if dockerfile is not None:
+            raise ContainerError(
+                "dockerfile: this backend builds no images: build it before, and pass its name as image="
+            )
+        if commit_container:
+            raise ContainerError("commit_container: this backend does not commit: use session.container.commit(...)")
         if libraries and skip_environment_setup:
             raise LibraryInstallationNotSupportedError(lang)
         if container_id is not None:

@@ -13,6 +13,7 @@ Needs smolagents 1.20 or later.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -71,7 +72,10 @@ class ContainerPythonExecutor(RemotePythonExecutor):
             logger = AgentLogger()
         super().__init__(additional_imports or [], logger, allow_pickle)
         if "root" not in options:
-            options = {"root": RootFS.host(python=sys.prefix), "python": sys.executable, **options}
+            # It may have been called by a path with ".." or symlinks. Only the target is shown.
+            directory, name = os.path.split(sys.executable)
+            python = os.path.join(os.path.realpath(directory), name)
+            options = {"root": RootFS.host(python=sys.prefix), "python": python, **options}
         self.interpreter = Interpreter(timeout=timeout, **options)
         try:
             missing = self._missing(additional_imports or [])

@@ -193,6 +193,8 @@ class TreeWriter:
             return
         attributes, owner = self._attributes(path, directory, name)
         uid, gid, mode = owner or (self.how.owner(status.st_uid), self.how.group(status.st_gid), status.st_mode)
+        if owner is not None and self._was_changed(mode, status.st_mode):
+            mode = status.st_mode
         head = Head(name=path, kind=_LETTERS[kind], mode=mode & 0o7777, uid=uid, gid=gid)
         head.mtime_ns, head.attributes = self._time(status.st_mtime_ns), attributes
         self.count += 1
@@ -212,6 +214,15 @@ class TreeWriter:
         else:
             head.device = status.st_rdev
         self._header(head)
+
+    def _was_changed(self, recorded: int, real: int) -> bool:
+        """Return whether the mode was changed after the recorded one was set; see Extraction for what it had become."""
+        if self.how.marks:  # fuse-overlayfs changes the record itself
+            return False
+        expected = {recorded, recorded & ~stat.S_ISGID}  # the kernel drops it for a group that the caller is not in
+        if stat.S_ISDIR(real):
+            expected |= {each | 0o700 for each in expected}
+        return stat.S_IMODE(real) not in expected
 
     def _time(self, mtime_ns: int) -> int:
         return mtime_ns if self.how.epoch is None else min(mtime_ns, self.how.epoch * 1_000_000_000)

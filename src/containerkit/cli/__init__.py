@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import NoReturn
 
 __all__ = ["COMMANDS", "FAILED", "LONG", "PLACES", "main", "program"]
@@ -126,6 +126,8 @@ LONG: Final = {
 }
 """The commands that follow ``container``, and what they are without it."""
 
+_GROUPS: Final = ("container", "network", "system", "volume")
+
 FAILED: Final = 125
 """The exit status of containerkit's own failures. The status of a command is passed on."""
 
@@ -224,19 +226,40 @@ def _dispatch(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):
         return _help(words[1:])
-    if name in ("-V", "--version") or words == ["version"]:
+    if name in ("-v", "-V", "--version") or words == ["version"]:
         from containerkit import __version__
 
         return _say(f"containerkit {__version__}")
-    if name == "container" and words[1:] and words[1] in LONG:
-        return _dispatch([LONG[words[1]], *words[2:]])
-    if name == "buildx" and words[1:2] == ["build"]:
-        return _dispatch(words[1:])
+    if short := _short(words):
+        return _dispatch(short)
+    if name in _GROUPS and _is_missing(words):
+        return FAILED
     if name not in COMMANDS:
         return _unknown(name)
     from containerkit.cli import commands
 
     return commands.run(name, words[1:])
+
+
+def _short(words: list[str]) -> list[str]:
+    """Return the command that has a longer name in Docker, such as ``container ls``; empty for others."""
+    if words[0] == "container" and words[1:] and words[1] in LONG:
+        return [LONG[words[1]], *words[2:]]
+    return words[1:] if words[:2] in (["buildx", "build"], ["system", "events"]) else []
+
+
+def _is_missing(words: list[str]) -> bool:
+    """Return whether a group of commands lacks a verb of Docker's, and say what to use instead."""
+    group, verb = words[0], words[1] if words[1:] else ""
+    from containerkit.cli import elsewhere
+
+    if remedy := elsewhere.VERBS[group].get(verb):
+        print(f"containerkit: '{group} {verb}' is no command here: {remedy}", file=sys.stderr)  # noqa: T201 - it prints errors
+    elif group == "container" and verb not in ("prune", "-h", "--help"):
+        _unknown(verb, (*LONG, "prune"), "container ")
+    else:
+        return False
+    return True
 
 
 def _help(words: list[str]) -> int:
@@ -255,15 +278,18 @@ def _say(text: str) -> int:
     return 0
 
 
-def _unknown(name: str) -> int:
+def _unknown(name: str, known: Iterable[str] = COMMANDS, before: str = "") -> int:
     from difflib import get_close_matches
 
     from containerkit.cli import elsewhere
 
-    if name in elsewhere.COMMANDS:
+    if name.startswith("-"):
+        print(f"containerkit: {name} is no option here: {elsewhere.GLOBAL}", file=sys.stderr)  # noqa: T201 - it prints errors
+        return FAILED
+    if not before and name in elsewhere.COMMANDS:
         print(f"containerkit: {name!r} is no command here: {elsewhere.COMMANDS[name]}", file=sys.stderr)  # noqa: T201 - it prints errors
         return FAILED
-    near = get_close_matches(name, COMMANDS, 1)
-    advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-    print(f"containerkit: no command {name!r}; {advice}", file=sys.stderr)  # noqa: T201 - it prints errors
+    near = get_close_matches(name, known, 1)
+    advice = f"did you mean {(before + near[0])!r}?" if near else f"there are {', '.join(known)}"
+    print(f"containerkit: no command {(before + name)!r}; {advice}", file=sys.stderr)  # noqa: T201 - it prints errors
     return FAILED

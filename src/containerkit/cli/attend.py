@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Attendant", "Relay"]
 
+_CTRL_D: Final = b"\4"
 _CHUNK: Final = 65536
 _AHEAD: Final = 65536
 """The number of bytes of input that are buffered for the command."""
@@ -115,6 +116,7 @@ class Relay(Attendant):
         self.waiting = b""
         self.reading = True
         self.at_line_start = True
+        self.ended_by_line: bool | None = None  # in which mode of the terminal the end of the input was typed last
         os.set_blocking(self.master, False)
         self._watch()
 
@@ -136,6 +138,8 @@ class Relay(Attendant):
                 self._feed()
             if event & ~select.POLLOUT and not self._show():
                 self._hang_up()
+            elif not self.reading:  # it may have shown a prompt, for which it has changed the mode
+                self._end_input()
         self._watch()
 
     def _read_input(self) -> None:
@@ -147,17 +151,23 @@ class Relay(Attendant):
             data = b""
         if not data:
             self.reading = False
-            data = self._end_of_file()
-        else:
-            self.at_line_start = data.endswith((b"\n", b"\r"))
+            self._end_input()
+            return
+        self.at_line_start = data.endswith((b"\n", b"\r"))
         self.waiting += data
         self._feed()
 
-    def _end_of_file(self) -> bytes:
-        """Return what ends the input of a terminal: within a line Ctrl-D must be sent twice. Source: termios(3)."""
+    def _end_input(self) -> None:
+        """Type what ends the input, again if the mode of the terminal has changed: that may discard what was typed."""
         modes: list[Any] = termios.tcgetattr(self.master)
-        if not modes[3] & termios.ICANON:
-            return b""
+        by_line = bool(modes[3] & termios.ICANON)
+        if by_line != self.ended_by_line:
+            self.ended_by_line = by_line
+            self.waiting += self._end_of_file(modes) if by_line else _CTRL_D
+            self._feed()
+
+    def _end_of_file(self, modes: list[Any]) -> bytes:
+        """Return what ends the input of a terminal: within a line Ctrl-D must be sent twice. Source: termios(3)."""
         key: bytes = modes[6][termios.VEOF]
         return key if self.at_line_start else key * 2
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ACCEPTED", "COMMANDS", "OPTIONS", "Elsewhere", "add"]
+__all__ = ["ACCEPTED", "COLUMNS", "COMMANDS", "GLOBAL", "OPTIONS", "VERBS", "Elsewhere", "add"]
 
 COMMANDS: Final = {
     "search": "the protocol of registries has no search: use a web page such as https://hub.docker.com",
@@ -27,10 +27,36 @@ COMMANDS: Final = {
     "secret": "use secrets of 'containerkit compose', or 'containerkit build --secret'",
     "config": "use configs of 'containerkit compose'",
     "scout": "there is no replacement",
+    **dict.fromkeys(
+        ("ai", "cagent", "desktop", "init", "mcp", "model", "offload", "sandbox", "sbom"),
+        "plugins of Docker have no replacement",
+    ),
+    "debug": "use 'containerkit exec', or nsenter of the host with the pid that 'containerkit inspect' shows",
     "port": "use 'containerkit inspect', or 'containerkit compose port'",
     "events": "use 'containerkit wait', or 'containerkit ps'",
 }
 """Docker's commands that are missing here, with their replacements."""
+
+VERBS: Final[Mapping[str, Mapping[str, str]]] = {
+    "container": {
+        "export": COMMANDS["export"],
+    },
+    "network": {
+        "connect": "start the container with --network NAME, or use the library's LiveNetwork.attach()",
+        "disconnect": "start the container without the network, or use the library's LiveNetwork.detach()",
+        "prune": "use 'containerkit network ls' and 'containerkit network rm NAME'",
+    },
+    "system": {"dial-stdio": "there is no daemon"},
+    "volume": {"update": "there are no volumes of a cluster"},
+}
+"""Docker's verbs of groups of commands that are missing here, with their replacements."""
+
+GLOBAL: Final = "there is no daemon to choose or to configure; options follow the command"
+"""What is said about Docker's options before the command."""
+
+COLUMNS: Final = (
+    "the columns are fixed; for others use 'containerkit exec NAME ps', or ps of the host with the pids that top lists"
+)
 
 OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "exec": {
@@ -65,10 +91,31 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
             "--cgroup-parent",
         ): "run it in a group: systemd-run --scope",
         ("--squash",): "use 'containerkit image squash' afterwards",
+        ("--push",): "use 'containerkit push NAME' afterwards",
+        ("--compress", "--isolation", "--builder"): "there is no daemon that gets the context",
+        ("--check", "--call"): "use a program that checks Dockerfiles, such as hadolint",
+        ("--attest", "--provenance", "--sbom"): "images have no attestations here",
         ("--security-opt",): "use --allow security.insecure",
     },
+    "load": {("--platform",): "all platforms of the archive are read"},
+    "history": {("-H", "--human"): "use --format for other units"},
+    "network create": {
+        ("--gateway",): "the gateway is the first address of the subnet",
+        ("--ip-range", "--aux-address"): "addresses are given to containers one after the other; set one with --ip",
+        ("--ipv6", "--ipv4"): "both are there by default; choose with --subnet",
+        ("--attachable", "--ingress", "--scope", "--config-only", "--config-from"): "there are no clusters",
+        ("-o", "--opt"): "use --mtu and --isolated",
+        ("--label",): "networks have no labels",
+        ("--ipam-driver", "--ipam-opt"): "use --subnet",
+    },
+    "network ls": {("-f", "--filter"): "use --format json and a filter of your own"},
+    "network inspect": {("-f", "--format"): "it prints JSON; use 'containerkit network ls --format'"},
+    "volume create": {("--name",): "the name is an argument: volume create NAME"},
     "login": {("-p", "--password"): "it would be visible in the list of processes: use --password-stdin"},
     "ps": {("-s", "--size"): "use 'containerkit system df'"},
+    "rm": {("-l", "--link"): "there are no links between containers"},
+    "images": {("--tree",): "use 'containerkit image inspect NAME'"},
+    "top": {("-o", "-e", "-f", "-x", "-a", "-u"): COLUMNS},
     "stats": {("-a", "--all"): "a stopped container uses nothing"},
 }
 """Options of Docker's commands that are missing here, with their replacements. Those of ``run`` are in ``keeping``."""
@@ -77,7 +124,7 @@ ACCEPTED: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "rm": {("-v", "--volumes"): "there are no anonymous volumes"},
     "ps": {("--no-trunc",): "ids are short, and --json shows the whole command"},
     "stats": {("--no-trunc",): "nothing is shortened"},
-    "attach": {("--sig-proxy",): "signals end only this command"},
+    "attach": {("--sig-proxy", "--sig-proxy=false"): "signals end only this command"},
     "cp": {("-q", "--quiet"): "it prints nothing"},
     "build": {
         ("--rm", "--force-rm", "--load"): "no containers are left behind, and the image is in the store",

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from containerkit.cli import FAILED
+from containerkit.cli import FAILED, elsewhere
 from containerkit.cli.commands import complain
 from containerkit.cli.listing import Listing
 from containerkit.errors import ContainerError
@@ -45,6 +45,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     making.add_argument(
         "--mtu", metavar="BYTES", type=int, help="default: that of the host's default route, at most 1500"
     )
+    making.add_argument("-d", "--driver", choices=("bridge",), default="bridge", help="accepted: there is no other")
     listing = verbs.add_parser("ls", aliases=["list"], help="list the networks of this user")
     LISTING.define(listing)
     removing = verbs.add_parser("rm", aliases=["remove"], help="remove some")
@@ -52,6 +53,8 @@ def define(parser: argparse.ArgumentParser) -> None:
     removing.add_argument("-f", "--force", action="store_true", help="also if containers are on it, which lose it")
     looking = verbs.add_parser("inspect", help="print networks as JSON")
     looking.add_argument("names", metavar="NAME", nargs="+")
+    for verb in (making, listing, looking):
+        elsewhere.add(verb.prog.removeprefix("containerkit "), verb)
 
 
 def main(options: argparse.Namespace) -> int:

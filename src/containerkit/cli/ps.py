@@ -25,6 +25,7 @@ _PLAIN: Final[dict[str, Any]] = {
     "ports": [],
 }
 """The fields that are unknown for containers without a record of this library."""
+_FILTERS: Final = ("name", "id", "status", "label", "ancestor", "health", "exited")
 _TITLES: Final = ("id", "name", "image", "command", "created", "status", "kind")
 
 
@@ -35,8 +36,10 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.ID}} {{.Status}}; or json")
     parser.add_argument(
-        "-f", "--filter", metavar="NAME=VALUE", action="append", default=[], help="name, status, label, id; repeatable"
+        "-f", "--filter", metavar="NAME=VALUE", action="append", default=[], help=f"{', '.join(_FILTERS)}; repeatable"
     )
+    parser.add_argument("-n", "--last", metavar="NUMBER", help="list only the last created, also those not running")
+    parser.add_argument("-l", "--latest", action="store_const", const="1", dest="last", help="the same as --last 1")
     parser.add_argument("--root", metavar="DIR", help="list only those of the OCI command with this state directory")
 
 
@@ -52,7 +55,10 @@ def main(options: argparse.Namespace) -> int:
 
     check_template(options.format or "")
     filters = _filters(options.filter) if options.filter else []
-    rows = [row for row in _rows(all_of_them=options.all) if all(_fits(row, *each) for each in filters)]
+    every = options.all or options.last is not None
+    rows = [row for row in _rows(all_of_them=every) if all(_fits(row, *each) for each in filters)]
+    if options.last is not None:
+        rows = _last(rows, options.last)
     if options.quiet:
         return _say("\n".join(row["id"] for row in rows if row["id"]))
     if options.json or options.format == "json":
@@ -61,7 +67,10 @@ def main(options: argparse.Namespace) -> int:
         return _say(json.dumps(rows, indent=2))
     if options.format is not None:
         names = {"id": "ID", "name": "Names", **{title: title.capitalize() for title in _TITLES[2:]}}
-        fields = ({**{names.get(k, k.capitalize()): v for k, v in row.items()}, "Name": row["name"]} for row in rows)
+        fields = (
+            {**{names.get(k, k.capitalize()): v for k, v in row.items()}, "Name": row["name"], "State": row["status"]}
+            for row in rows
+        )
         return _say("\n".join(formatted(options.format, each) for each in fields))
     shown = [[_shown(row, title) for title in _TITLES] for row in rows]
     return _say(table([[title.upper() for title in _TITLES], *shown]))
@@ -135,8 +144,8 @@ def _filters(texts: list[str]) -> list[tuple[str, str]]:
 
     found = [pair for text in texts for pair in values.pairs("--filter", [text]).items()]
     for name, _ in found:
-        if name not in ("name", "id", "status", "label"):
-            raise SpecError(f"--filter {name!r}: choose from name, id, status, label")
+        if name not in _FILTERS:
+            raise SpecError(f"--filter {name!r}: choose from {', '.join(_FILTERS)}")
     return found
 
 
@@ -144,7 +153,21 @@ def _fits(row: dict[str, Any], name: str, value: str) -> bool:
     if name == "label":
         key, equals, wanted = value.partition("=")
         return key in row["labels"] and (not equals or row["labels"][key] == wanted)
-    return value == row["status"] if name == "status" else value in row[name]
+    if name in ("name", "id"):
+        return value in row[name]
+    if name == "ancestor":
+        return value in (row["image"], row["image"].removesuffix(":latest"))
+    if name == "exited":
+        return str(row["exit_code"]) == value
+    return value == (row[name] or "none")
+
+
+def _last(rows: list[dict[str, Any]], number: str) -> list[dict[str, Any]]:
+    """Return the last created detached containers. Others are omitted, because not all have a time of creation."""
+    if not number.isdecimal():
+        raise SpecError(f"--last: {number!r} is not a number")
+    made = sorted((row for row in rows if row["kind"] == "detached"), key=lambda row: float(row["created"]))
+    return made[-int(number) :] if int(number) else []
 
 
 def _of_the_oci_command(options: argparse.Namespace) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["bind", "environment", "id_mapping", "mount", "namespaces", "pairs", "rlimits", "tmpfs"]
 
 _MOUNT_FIELDS: Final = ("type", "source", "target", "propagation")
+_OF_TMPFS: Final = {"tmpfs-size": "size", "tmpfs-mode": "mode"}
+"""Docker's names of options, and what the filesystem calls them."""
 _TRUTHS: Final = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
@@ -48,7 +50,7 @@ def _mount_fields(text: str) -> tuple[dict[str, object], list[tuple[str, str | N
     options: list[tuple[str, str | None]] = []
     for part in _parts(text):
         name, equals, value = part.partition("=")
-        name = MOUNT_NAMES.get(name, name)
+        name = MOUNT_NAMES.get(name, _OF_TMPFS.get(name, name))
         if name in OPPOSITES and not equals:
             flag, meaning = OPPOSITES[name]
             fields[flag] = meaning

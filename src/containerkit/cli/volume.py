@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit import volume as volumes
-from containerkit.cli import FAILED, values
+from containerkit.cli import FAILED, elsewhere, values
 from containerkit.cli.commands import complain
 from containerkit.cli.image.streams import as_file
 from containerkit.cli.listing import Listing, formatted, say
@@ -41,6 +41,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     create.add_argument("-l", "--label", metavar="NAME[=VALUE]", **_LISTS, help="a label; repeatable")
     create.add_argument("-d", "--driver", metavar="NAME", default="local", help="accepted: only 'local' is supported")
     create.add_argument("-o", "--opt", metavar="size=SIZE", **_LISTS, help="same as --size; there are no other options")
+    elsewhere.add("volume create", create)
     listed = verbs.add_parser("ls", aliases=["list"], help="list them")
     LISTING.define(listed)
     listed.add_argument(

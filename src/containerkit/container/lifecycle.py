@@ -273,7 +273,7 @@ class Container(Commands):
             self._join_context = JoinContext(init, context)
             self.timings = _timings(began, planned, outcome)
             _alive.add(self)
-            if not self._has_init:
+            if self.spec.namespaces.pid not in ("new", "host"):
                 guests.add(self)
             self._context, self._init = context, init
         except BaseException:

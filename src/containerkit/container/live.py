@@ -63,7 +63,7 @@ class Handle(Protocol):
 
 
 guests: WeakMembers[Live] = WeakMembers()
-"""Containers without their own pid namespace. Their processes may be in that of another container."""
+"""Containers that joined a pid namespace. Their processes may be in that of another container."""
 
 
 class Live:

@@ -13,6 +13,7 @@ Source: fork(2), setsid(2), execveat(2), proc_pid_fdinfo(5), "lock".
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import pickle
 import signal
@@ -31,13 +32,13 @@ from containerkit.container.lifecycle import Container
 from containerkit.detached import health
 from containerkit.detached.description import Description, Keeping, Policy
 from containerkit.detached.events import emit
-from containerkit.detached.health import Check
 from containerkit.detached.logs import last_log
 from containerkit.detached.wiring import wired
 from containerkit.errors import ContainerError, SetupError, StateError, UnsupportedError
 from containerkit.process.process import DEVNULL, PIPE
 from containerkit.spec.rootfs import resolve
 from containerkit.start.id_ranges import lease_singly
+from containerkit.start.staging import staging
 
 if TYPE_CHECKING:
     from containerkit.detached.store import Entry
@@ -100,8 +101,12 @@ class Begun(Container):
         return own, [] if shared == own else shared
 
 
-def begin(entry: Entry) -> None:
+def begin(entry: Entry, description: Description | None = None) -> None:
     """Start a recorded container. It is running when this returns.
+
+    Args:
+        entry: its record.
+        description: the description in the record, if it is known (default: it is read).
 
     Raises:
         StateError: it is already running.
@@ -110,7 +115,10 @@ def begin(entry: Entry) -> None:
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
         if len(os.listdir("/proc/self/task")) == 1:
-            _fork(entry, read, write)
+            known = _load(entry) if description is None else description
+            # A fork inherits the staging. The next start of this process finds it, too.
+            staging(host=known.spec.rootfs.kind == "host")
+            _fork(entry, known, read, write)
         else:
             _spawn(entry, write)
         os.close(write)
@@ -122,7 +130,7 @@ def begin(entry: Entry) -> None:
             os.close(write)
 
 
-def _fork(entry: Entry, read: int, write: int) -> None:
+def _fork(entry: Entry, description: Description, read: int, write: int) -> None:
     inherited = frozenset(_open_descriptors())
     sys.stdout.flush()
     sys.stderr.flush()
@@ -131,9 +139,10 @@ def _fork(entry: Entry, read: int, write: int) -> None:
         try:
             os.setsid()
             if os.fork() == 0:
+                gc.disable()  # it would copy the pages of all objects, for a process that soon executes a program
                 os.close(read)
                 _quiet()
-                become_keeper(entry, write, inherited=inherited)
+                become_keeper(entry, write, description=description, inherited=inherited)
         finally:
             os._exit(1)
     os.waitpid(child, 0)
@@ -186,26 +195,44 @@ def _open_descriptors() -> list[int]:
 
 
 def become_keeper(
-    entry: Entry, told: int, *, inherited: frozenset[int] = frozenset(), restarts: int = 0, lock: int = -1
+    entry: Entry,
+    told: int,
+    *,
+    description: Description | None = None,
+    inherited: frozenset[int] = frozenset(),
+    restarts: int = 0,
+    lock: int = -1,
 ) -> NoReturn:
     """Start the container and exec the keeper. A failure is reported and ends the process.
 
     Args:
         entry: its record.
         told: a pipe for the report; -1 for none.
+        description: the description in the record, if it is known (default: it is read).
         inherited: descriptors of the caller, whose locks are not kept.
         restarts: the number of restarts by the policy.
         lock: the lock of the record, if it is already held.
     """
     try:
-        _become(entry, told, inherited, restarts, lock)
+        _become(entry, told, description, inherited, restarts, lock)
     except BaseException as error:  # noqa: BLE001 - raised again in the caller
         with suppress(Exception):
             if told >= 0:
                 os.write(told, _dumped(error))
             else:
-                entry.write("error.json", {"error": str(error)})
+                _record_failure(entry, str(error))
     os._exit(1)
+
+
+def _record_failure(entry: Entry, error: str) -> None:
+    """Record why a restart by the policy failed: in the log, if the filesystem of the records is full."""
+    try:
+        entry.write("error.json", {"error": error})
+    except SetupError:
+        path = f"{entry.state_path}/log.{last_log(entry.state_path)}"
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+            file.write(f"{now}.000000000Z stderr F containerkit: the restart failed: {error}\n")
 
 
 def _dumped(error: BaseException) -> bytes:
@@ -217,13 +244,15 @@ def _dumped(error: BaseException) -> bytes:
     return pickle.dumps(StateError(f"the start failed: {type(error).__name__}: {error}"))
 
 
-def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, lock: int) -> None:
+def _become(
+    entry: Entry, told: int, known: Description | None, inherited: frozenset[int], restarts: int, lock: int
+) -> None:
     environment = _environment()
     os.umask(0o022)
     os.chdir("/")
     if lock < 0:
         lock = entry.lock()
-    description = _load(entry)
+    description = _load(entry) if known is None else known
     keeping = Keeping.of(entry.config)
     former = entry.read("run.json") or {}
     os.makedirs(entry.state_path, mode=0o700, exist_ok=True)
@@ -257,7 +286,7 @@ def _become(entry: Entry, told: int, inherited: frozenset[int], restarts: int, l
         facts = _facts(container, process)
         run = int(former.get("run", 0)) + 1
         write_policy(entry, Policy.parse(keeping.restart), restarts)
-        check = Check.of(keeping, description.spec)
+        check = health.wanted(keeping, description.spec)
         health.begin(entry, check, run)
         facts |= {"checked": check is not None, "attendant": None if attendant is None else attendant.pid}
         entry.write(
@@ -291,7 +320,7 @@ def write_policy(entry: Entry, policy: Policy, restarts: int) -> None:
 
 
 def _reserve(entry: Entry) -> None:
-    """Create the file for the record of the end with its blocks allocated, because the disk may be full later."""
+    """Create the files for the record of the end and for a stop by hand, because the disk may be full later."""
     fd = os.open(entry.file("exit.new"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if os.pwrite(fd, b" " * _END_BYTES, 0) != _END_BYTES:
@@ -302,6 +331,7 @@ def _reserve(entry: Entry) -> None:
         raise SetupError("write", error.errno or 0, entry.file("exit.new")) from None
     finally:
         os.close(fd)
+    entry.write_bytes("stopped.new", b"")
 
 
 def _facts(container: Begun, process: Process[Any]) -> dict[str, Any]:
@@ -324,7 +354,7 @@ def _facts(container: Begun, process: Process[Any]) -> dict[str, Any]:
 def _forget_ends(entry: Entry, run: int) -> None:
     """Remove the records of the ends of former starts."""
     for name in os.listdir(entry.path):
-        if name.startswith("exit.") and name not in ("exit.new", f"exit.{run}"):
+        if name.startswith(("exit.", "lost.")) and name not in ("exit.new", f"exit.{run}"):
             os.unlink(entry.file(name))
 
 

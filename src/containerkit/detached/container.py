@@ -17,7 +17,7 @@ from containerkit.detached.begin import begin, write_policy
 from containerkit.detached.description import Policy, signal_number
 from containerkit.detached.events import emit, identify
 from containerkit.detached.health import image_of
-from containerkit.detached.known import Known
+from containerkit.detached.known import KEEPER_KILLED, NO_GROUP, Known
 from containerkit.errors import SetupError, StateError
 
 if TYPE_CHECKING:
@@ -148,9 +148,7 @@ class Detached(Known):
                 return os.waitstatus_to_exitcode(int(end["status"]))
             if status in ("created", "dead"):
                 why = (
-                    "it was never started"
-                    if status == "created"
-                    else "its keeper was killed, so its exit status is unknown"
+                    "it was never started" if status == "created" else f"{KEEPER_KILLED}, so its exit status is unknown"
                 )
                 raise StateError(f"{self!r}: {why}")
             left = 86_400.0 if deadline is None else deadline - time.monotonic()
@@ -198,11 +196,8 @@ class Detached(Known):
         """
         config = self.entry.config
         former = config["name"]
-        self.entry.set_name(name)
-        self.entry.write("config.json", {**config, "name": name})
+        self.entry.rename(name, {**config, "name": name})
         identify(self.entry, {**config, "name": name})
-        if former and former != name:
-            self.entry.drop_name(former)
         emit(self.entry, "rename", former=former)
 
     def update(self, limits: Limits | None = None, *, restart: str | None = None) -> None:
@@ -246,7 +241,7 @@ class Detached(Known):
         status = self.status
         if status in ("running", "paused", "restarting"):
             if not force:
-                raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True")
+                raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True (rm --force)")
             with suppress(StateError):
                 self.kill()
         self._wait_for_keeper()
@@ -343,13 +338,17 @@ class Detached(Known):
             raise StateError(f"{self!r}: it does not run")
         group = group_at(self.id, run["groups"])
         if group is None:
-            raise StateError(f"{self!r}: it has no control group; pass limits=Limits(...)")
+            raise StateError(f"{self!r}: {NO_GROUP}")
         try:
             yield group
         finally:
             group.close()
 
     def _mark_stopped(self) -> None:
+        # A start has reserved the file, because the filesystem may be full, and a stop may be the remedy.
+        with suppress(FileNotFoundError):
+            os.replace(self.entry.file("stopped.new"), self.entry.file("stopped"))
+            return
         try:
             os.close(os.open(self.entry.file("stopped"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except FileNotFoundError:

@@ -30,6 +30,7 @@ __all__ = ["ContainerEvent", "emit", "events", "identify"]
 
 _MOST_BYTES: Final = 1 << 20
 _MOST_LOGS: Final = 4
+_LOOK_AGAIN_S: Final = 1.0
 _LONGEST: Final = 2048
 """The limit of the size of name and labels in bytes. Longer labels are omitted, because the keeper reads no more."""
 
@@ -159,8 +160,8 @@ def events(
         SpecError: an invalid time, or an unknown filter.
         SetupError: the events can't be read.
 
-    About 20,000 events are kept, until the next reboot. If a keeper was killed, there is no event for the end of its
-    container: see its ``status``.
+    About 20,000 events are kept, until the next reboot. If a keeper was killed, the event ``die`` of its container has
+    an ``error`` instead of an ``exit_code``, and the time at which a process noticed that.
     """
     if unknown := sorted(set(filters) - {"action", "name", "image", "id", "label"}):
         raise SpecError(f"events: unknown filter {unknown[0]!r}; choose from action, name, image, id, label")
@@ -175,11 +176,36 @@ def _read(start: str, end: str, filters: Mapping[str, str], *, follow: bool) -> 
         os.close(_open(place))
     except OSError as error:
         raise SetupError("open", error.errno or 0, place, "the events can't be read") from None
-    asks = (lambda: logs.moment(time.time(), "now") < end) if follow else None
-    for line in logs.read(place, since=start, until=end, follow=asks):
+    watch = _Watch(end)
+    watch.look()
+    for line in logs.read(place, since=start, until=end, follow=watch.goes_on if follow else None):
         event = _parsed(line)
         if event is not None and all(event.fits(name, wanted) for name, wanted in filters.items()):
             yield event
+
+
+class _Watch:
+    """Looks for containers whose keepers were killed, which appends their events, until a time."""
+
+    def __init__(self, end: str) -> None:
+        self._end = end
+        self._next = 0.0
+
+    def goes_on(self) -> bool:
+        self.look()
+        return logs.moment(time.time(), "now") < self._end
+
+    def look(self) -> None:
+        """Look, but not more often than once in a second."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _LOOK_AGAIN_S
+        from containerkit.detached.known import Known
+
+        for entry in store.entries():
+            with suppress(StateError):  # it was removed meanwhile
+                Known(entry).looked_at()
 
 
 def _parsed(line: logs.LogLine) -> ContainerEvent | None:

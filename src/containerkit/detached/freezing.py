@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from containerkit.container.attached import group_at
+from containerkit.detached.known import NO_GROUP
 from containerkit.errors import StateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ def freeze(name: str, run: Mapping[str, Any]) -> None:
     places = _freezers(run)
     group = group_at(name, places)
     if group is None:
-        hint = "give it a control group, such as by limits=Limits(pids=1000)"
-        raise UnsupportedError("pause", 95, name, hint)
+        raise UnsupportedError("pause", 95, name, NO_GROUP)
     try:
         for place in places:
             os.makedirs(_beside(place), mode=0o755, exist_ok=True)

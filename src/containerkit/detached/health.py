@@ -10,78 +10,26 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
-
-import attrs
 
 from containerkit.detached.known import HEALTH_FILE, health_state
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
+    from containerkit.detached.checks import Check
     from containerkit.detached.container import Detached
     from containerkit.detached.description import Keeping
     from containerkit.detached.store import Entry
     from containerkit.image import Image
     from containerkit.spec.container import Spec
 
-__all__ = ["Check", "begin", "check", "check_options", "default_command", "image_of"]
+__all__ = ["DEFAULTS", "begin", "check", "check_options", "default_command", "image_of", "wanted"]
 
-_DEFAULTS: Final = {"interval_s": 30.0, "timeout_s": 30.0, "start_period_s": 0.0, "start_interval_s": 5.0}
-_RETRIES: Final = 3
+DEFAULTS: Final = {"interval_s": 30.0, "timeout_s": 30.0, "start_period_s": 0.0, "start_interval_s": 5.0}
 _OUTPUT_BYTES: Final = 4096
 _KEPT: Final = 5
-_NS: Final = 1_000_000_000
 _FIELDS: Final = ("env", "extra_env", "cwd", "user", "groups")
 ACTIONS: Final = ("none", "kill", "stop")
-
-
-@attrs.frozen(kw_only=True)
-class Check:
-    """A health check of a container.
-
-    Attributes:
-        argv: the command; it passes with status 0.
-        interval_s: the time from the end of a check to the next, in seconds.
-        timeout_s: the time after which a check has failed, in seconds.
-        start_period_s: the initial time in seconds in which failures do not count, unless a check has passed.
-        start_interval_s: the interval in the start period, in seconds.
-        retries: after so many failures in a row the container is unhealthy.
-        on_failure: the reaction: ``"none"``, ``"kill"``, so that the restart policy applies, or ``"stop"``.
-    """
-
-    argv: tuple[str, ...]
-    interval_s: float = _DEFAULTS["interval_s"]
-    timeout_s: float = _DEFAULTS["timeout_s"]
-    start_period_s: float = _DEFAULTS["start_period_s"]
-    start_interval_s: float = _DEFAULTS["start_interval_s"]
-    retries: int = _RETRIES
-    on_failure: str = "none"
-
-    @classmethod
-    def of(cls, keeping: Keeping, spec: Spec) -> Check | None:
-        """Return the requested check, or that of the image; None for no check.
-
-        Raises:
-            ImageError: the image was removed.
-        """
-        if not keeping.healthcheck:
-            return None
-        chosen: dict[str, Any] = {"argv": tuple(keeping.health_command)}
-        if spec.rootfs.kind == "image":
-            chosen = _of_image(spec, chosen["argv"])
-        given = {name: getattr(keeping, f"health_{name}") for name in (*_DEFAULTS, "retries", "on_failure")}
-        chosen.update({name: value for name, value in given.items() if value is not None})
-        return cls(**chosen) if chosen["argv"] else None
-
-    def milliseconds(self) -> tuple[int, int, int]:
-        """Return the interval, the interval in the start period, and the start period, as arguments of the keeper."""
-        return (
-            max(1, int(self.interval_s * 1000)),
-            max(1, int(self.start_interval_s * 1000)),
-            int(self.start_period_s * 1000),
-        )
 
 
 def image_of(spec: Spec, **options: Any) -> Image:
@@ -114,25 +62,13 @@ def default_command(spec: Spec) -> tuple[str, ...]:
     return tuple(image_of(spec).defaults.argv(None))
 
 
-def _of_image(spec: Spec, argv: tuple[str, ...]) -> dict[str, Any]:
-    defaults = image_of(spec, pull="never").defaults
-    found = defaults.healthcheck
-    if found is None:
-        return {"argv": argv}
-    kind, words = (found.test[0], found.test[1:]) if found.test else ("NONE", ())
-    shell = defaults.shell or ("/bin/sh", "-c")
-    times = {name: getattr(found, f"{name[:-2]}_ns") / _NS or value for name, value in _DEFAULTS.items()}
-    own = {"CMD": words, "CMD-SHELL": (*shell, *words)}.get(kind, ())
-    return {**times, "retries": found.retries or _RETRIES, "argv": argv or own}
-
-
 def check_options(keeping: Keeping) -> None:
     """Refuse invalid options of a check.
 
     Raises:
         SpecError: an option is invalid.
     """
-    for name in _DEFAULTS:
+    for name in DEFAULTS:
         seconds = getattr(keeping, f"health_{name}")
         least = 0.0 if name == "start_period_s" else 0.001
         wrong = isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not least <= seconds < 2**31
@@ -147,9 +83,24 @@ def check_options(keeping: Keeping) -> None:
         raise SpecError("health_command and healthcheck=False exclude each other")
 
 
+def wanted(keeping: Keeping, spec: Spec) -> Check | None:
+    """Return the requested check, or that of the image; None for no check.
+
+    Raises:
+        ImageError: the image was removed.
+    """
+    if not keeping.healthcheck or not (keeping.health_command or spec.rootfs.kind == "image"):
+        return None
+    from containerkit.detached.checks import Check
+
+    return Check.of(keeping, spec)
+
+
 def begin(entry: Entry, check: Check | None, run: int) -> None:
     """Record the beginning of a run without results."""
     if check is not None:
+        import attrs
+
         entry.write(
             HEALTH_FILE, {"run": run, "check": attrs.asdict(check), "status": "starting", "streak": 0, "log": []}
         )
@@ -164,6 +115,7 @@ def check(entry: Entry) -> bool:
     Raises:
         StateError: it is not running, or is paused, which does not count as a failure.
     """
+    from containerkit.detached.checks import Check
     from containerkit.detached.container import Detached
     from containerkit.detached.events import emit
 
@@ -219,6 +171,5 @@ def _probe(one: Detached, options: Check) -> dict[str, Any]:
 
 
 def _rfc3339(seconds: float) -> str:
-    with suppress(OverflowError):
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    return ""
+    microseconds = int(seconds % 1 * 1_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(int(seconds))) + f".{microseconds:06}Z"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from containerkit.detached.known import health_state, shell_status
+from containerkit.detached.known import KEEPER_KILLED, health_state, shell_status
 
 if TYPE_CHECKING:
     from containerkit.detached.known import Known
@@ -42,7 +42,7 @@ def inspection(one: Known) -> dict[str, Any]:
             "Dead": status == "dead",
             "Pid": run["pid"] if runs else 0,
             "ExitCode": 0 if runs or status == "created" else shell_status(one.exit_code),
-            "Error": one.error or ("its keeper was killed" if status == "dead" else ""),
+            "Error": one.error or (KEEPER_KILLED if status == "dead" else ""),
             "StartedAt": rfc3339(run.get("started")),
             "FinishedAt": end["finished"] if end is not None else "",
             "Health": None

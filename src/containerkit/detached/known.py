@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from containerkit.detached.description import Description, Keeping
     from containerkit.detached.logs import LogLine, Moment
@@ -18,10 +19,15 @@ if TYPE_CHECKING:
     from containerkit.spec.network import Port
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["Known", "Status", "health_state", "shell_status"]
+__all__ = ["KEEPER_KILLED", "NO_GROUP", "Known", "Status", "health_state", "shell_status"]
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
 """The status of a detached container. ``"dead"``: its keeper was killed, so its exit status is unknown."""
+
+KEEPER_KILLED: Final = "its keeper was killed"
+"""The cause that is told for a container whose keeper has ended without a record of the end."""
+
+NO_GROUP: Final = "it has no control group; pass limits=Limits(...), or start it with a limit such as --pids-limit"
 
 HEALTH_FILE: Final = "health.json"
 """The file of a record with the results of health checks."""
@@ -127,7 +133,21 @@ class Known:
             return ("paused" if self._is_frozen(run) else "running"), run, None
         if kept:
             return ("restarting" if self._starts_again(end) else "exited"), run, end
-        return ("dead" if end is None else "exited"), run, end
+        if end is None:
+            self._note_loss(run)
+            return "dead", run, None
+        return "exited", run, end
+
+    def _note_loss(self, run: Mapping[str, Any]) -> None:
+        """Append the event that a killed keeper could not append: once, by the first process that notices."""
+        with suppress(OSError, StateError):  # as for each event: one that can't be written is lost
+            mark = self.entry.file(f"lost.{run['run']}")
+            if os.path.exists(mark) or self.entry.is_kept() or self.last_run.get("run") != run["run"]:
+                return
+            os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            from containerkit.detached.events import emit
+
+            emit(self.entry, "die", error=KEEPER_KILLED)
 
     def _starts_again(self, end: Mapping[str, str] | None) -> bool:
         policy = self._policy()
@@ -317,7 +337,7 @@ class Known:
         """Yield the output of its command.
 
         Args:
-            follow: wait for more, until it has ended (default False).
+            follow: wait for more, until it has ended or the time of ``until`` has come (default False).
             since, until: only output in this period: a datetime, seconds since 1970, a timedelta or text such as
                 ``"10m"`` before now, or a time of RFC 3339.
             tail: at most so many lines, the latest.
@@ -331,7 +351,7 @@ class Known:
         from containerkit.detached.logs import read
 
         asked = self._asked_of_logs(since, until, tail)
-        return read(self.entry.state_path, **asked, follow=self.goes_on if follow else None, pieces=pieces)
+        return read(self.entry.state_path, **asked, follow=self._following(asked, follow=follow), pieces=pieces)
 
     def log_steps(
         self,
@@ -355,7 +375,16 @@ class Known:
         from containerkit.detached.logs import steps
 
         asked = self._asked_of_logs(since, until, tail)
-        return steps(self.entry.state_path, **asked, follow=self.goes_on if follow else None, pieces=pieces)
+        return steps(self.entry.state_path, **asked, follow=self._following(asked, follow=follow), pieces=pieces)
+
+    def _following(self, asked: Mapping[str, Any], *, follow: bool) -> Callable[[], bool] | None:
+        """Return the function that tells whether more of what is asked for may come; None if nobody waits for it."""
+        if not follow:
+            return None
+        from containerkit.detached.logs import moment
+
+        end = asked["until"]
+        return lambda: (end == "~" or moment(time.time(), "now") <= end) and self.goes_on()
 
     @staticmethod
     def _asked_of_logs(since: Moment | None, until: Moment | None, tail: int | None) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import select
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,11 +18,13 @@ from containerkit.errors import SetupError, SpecError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from datetime import datetime, timedelta  # imported late: commands that are given no time do without it
 
-__all__ = ["LogLine", "Moment", "last_log", "moment", "read", "steps"]
+    Moment = datetime | timedelta | float | int | str
+    """A time: with time zone, before now, in seconds since 1970, or as text such as ``10m`` or
+    ``2026-01-02T03:04:05Z``."""
 
-Moment = datetime | timedelta | float | int | str
-"""A time: with time zone, before now, in seconds since 1970, or as text such as ``10m`` or ``2026-01-02T03:04:05Z``."""
+__all__ = ["LogLine", "last_log", "moment", "read", "steps"]
 
 _IN_CREATE, _IN_MODIFY, _IN_CLOEXEC = 0x100, 0x2, 0o2000000
 _CHUNK: Final = 1 << 18
@@ -70,6 +71,8 @@ def moment(value: Moment, what: str) -> str:
     Raises:
         SpecError: it is not a time.
     """
+    from datetime import UTC, datetime, timedelta
+
     now = datetime.now(UTC)
     if isinstance(value, str):
         value = _parsed(value, what)
@@ -102,6 +105,8 @@ def duration_s(text: str, what: str) -> float:
 
 
 def _parsed(text: str, what: str) -> datetime | timedelta | float:
+    from datetime import datetime, timedelta
+
     if text[-1:] in ("s", "m", "h", "d"):
         return timedelta(seconds=duration_s(text, what))
     try:

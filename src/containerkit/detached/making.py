@@ -49,7 +49,7 @@ def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping
         identify(entry, config)
         emit(entry, "create", config)
         if start:
-            begin(entry)
+            begin(entry, description)
     except BaseException:
         if entry is not None:
             entry.remove()

@@ -7,8 +7,9 @@ A record is a directory below ``/run/containerkit/containers`` (of a user: below
 ``description``     the description of the container and its command, pickled
 ``run.json``        the last start: its number, the pids, the control groups
 ``exit.N``          how start number N ended; written by the keeper
+``lost.N``          the keeper of start number N was killed, and there is an event of it
 ``lock``            locked by the keeper as long as it lives
-``stopped``         it was stopped by hand, and is not restarted
+``stopped``         it was stopped by hand, and is not restarted; until then ``stopped.new``, so that it needs no space
 ==================  ==================================================================================================
 
 The directory ``names`` contains a symlink from each name to an id. The writable layer and the logs must be on disk,
@@ -32,7 +33,7 @@ from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.spec.words import checked_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["Entry", "create", "entries", "find", "records_root", "state_root", "sweep"]
 
@@ -161,8 +162,12 @@ class Entry:
 
         Raises:
             StateError: it has a keeper.
+            SetupError: the filesystem of the records is full.
         """
-        fd = os.open(self.file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fd = os.open(self.file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise SetupError("open", error.errno or 0, self.file("lock"), "its record could not be locked") from None
         try:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         except OSError as error:
@@ -181,8 +186,32 @@ class Entry:
             return None
         return dict(zip(words[::2], words[1::2], strict=False))
 
+    def rename(self, name: str, config: Mapping[str, Any]) -> None:
+        """Give it another name.
+
+        Args:
+            name: the name.
+            config: its settings with that name.
+
+        Raises:
+            SpecError: the name is invalid.
+            StateError: another container has it.
+            SetupError: the filesystem of the records is full.
+        """
+        former = self.config["name"]
+        with _gate():
+            self.set_name(name)
+            try:
+                self.write("config.json", dict(config))  # from here on it has this name, and no longer the former one
+            except BaseException:
+                if name != former:
+                    self.drop_name(name)
+                raise
+            if former and former != name:
+                self.drop_name(former)
+
     def set_name(self, name: str) -> None:
-        """Give it a name.
+        """Give it a name. The caller holds the gate, and writes the name to the configuration before it lets go.
 
         Raises:
             SpecError: the name is invalid.
@@ -201,8 +230,10 @@ class Entry:
                     raise StateError(
                         f"the name {name!r} belongs to container {owner}: remove or rename that one, or choose another"
                     ) from None
-                with suppress(FileNotFoundError):  # of a removed record
+                with suppress(FileNotFoundError):  # of a removed record, or of a process that was killed meanwhile
                     os.unlink(place)
+            except OSError as error:
+                raise SetupError("symlink", error.errno or 0, place, "the name could not be given") from None
             else:
                 return
         raise StateError(f"the name {name!r} is being changed by other processes: try again")
@@ -247,9 +278,15 @@ def _link(name: str) -> str | None:
 
 
 def _named(name: str) -> str | None:
-    """Return the id of a name, or None if there is no such record."""
+    """Return the id of the record with a name, or None. A killed rename leaves another link to the record."""
     found = _link(name)
-    return found if found is not None and os.path.isdir(os.path.join(records_root(), found)) else None
+    if found is None:
+        return None
+    try:
+        config = Entry(found).read("config.json")
+    except StateError:  # it is damaged, or of another version: it may be its name
+        return found
+    return found if config is not None and config["name"] == name else None
 
 
 @contextmanager

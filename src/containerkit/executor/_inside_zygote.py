@@ -1,8 +1,12 @@
 """The program of the zygote, inside its container. The Python inside receives its source.
 
 It imports nothing of the library, and runs with Python 3.8 and later.
+
+Each page of memory that a fork touches first costs it 1 to 3 microseconds: the kernel copies it or finds it. So a fork
+runs as little code as possible, and what it needs is made before it.
 """
 
+import _signal
 import array
 import ast
 import contextlib
@@ -11,15 +15,17 @@ import gc
 import importlib
 import os
 import select
-import signal
 import socket
 import sys
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+SYSCALL, PRCTL, SETNS, UNSHARE = LIBC.syscall, LIBC.prctl, LIBC.setns, LIBC.unshare
 CLONE_NEWPID = 0x20000000
 CLOSE_RANGE = 436
 PIDFD_OPEN = 434
 PR_SET_PDEATHSIG = 1
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
 
 
 def checked(result, what):
@@ -53,50 +59,68 @@ def prepared(operations):
         return block(*value) if kind == "block" else value  # the name of a slot
 
     return [
-        (name, call, [argument(*each) for each in arguments], result, tolerated, skip, leap)
+        (name, [ctypes.c_long(call), *[argument(*each) for each in arguments]], result, tolerated, skip, leap)
         for name, call, arguments, result, tolerated, skip, leap in operations
     ], kept
+
+
+def needed(operations, prctl):
+    """Leave out what the zygote, and so each fork, has already: capabilities that its bounding set lacks."""
+    if any(skip or leap for *_, skip, leap in operations):  # the numbers of operations that may be left out
+        return operations
+
+    def has_effect(call, arguments):
+        if call != prctl or arguments[0] != ("number", PR_CAPBSET_DROP):
+            return True
+        return PRCTL(PR_CAPBSET_READ, arguments[1][1], 0, 0, 0) != 0
+
+    return [each for each in operations if has_effect(each[1], each[2])]
 
 
 def confine(operations):
     slots = {}
     left_out = 0
-    for name, call, arguments, result, tolerated, skip, leap in operations:
+    for name, given, result, tolerated, skip, leap in operations:
         if left_out:
             left_out -= 1
             continue
-        values = [ctypes.c_ulong(slots[each]) if isinstance(each, str) else each for each in arguments]
-        if call < 0:
-            os.close(values[0].value)
+        values = given
+        if slots:
+            values = [ctypes.c_ulong(slots[each]) if isinstance(each, str) else each for each in given]
+        if values[0].value < 0:
+            os.close(values[1].value)
             continue
-        done = LIBC.syscall(ctypes.c_long(call), *values)
-        number = ctypes.get_errno() if done < 0 else 0
-        if done < 0 and number not in tolerated:
-            raise OSError(number, os.strerror(number), name)
-        if result and done >= 0:
+        done = SYSCALL(*values)
+        if done < 0:
+            number = ctypes.get_errno()
+            if number not in tolerated:
+                raise OSError(number, os.strerror(number), name)
+            left_out = skip
+            continue
+        if result:
             slots[result] = done
-        left_out = skip if done < 0 else leap
+        left_out = leap
 
 
 def close_others(kept):
     """Close all descriptors but the standard streams and one. Source: close_range(2), Linux 5.9."""
     for first, last in (3, kept - 1), (kept + 1, 2**32 - 1):
-        if first <= last and LIBC.syscall(CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), 0) < 0:
+        if first <= last and SYSCALL(CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), 0) < 0:
             os.closerange(first, min(last, 4096) + 1)
 
 
 def child(zygote, kinds, fds):
-    sock = socket.socket(fileno=fds[0])
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fds[0])
     try:
-        checked(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "die with the zygote")
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        checked(PRCTL(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "die with the zygote")
+        _signal.set_wakeup_fd(-1)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         os.setsid()
         for kind, fd in zip(kinds, fds[2:]):
             if kind == "group":  # the caller has opened it, and its privileges permit the join
                 os.write(fd, b"0")
             elif kind != "pid":
-                checked(LIBC.setns(fd, 0), "join the " + kind + " namespace")
+                checked(SETNS(fd, 0), "join the " + kind + " namespace")
         close_others(sock.fileno())
         confine(zygote.operations)
     except BaseException as error:
@@ -132,9 +156,10 @@ class Zygote:
         sys.path += told["path"]
         for name in told["preload"]:
             importlib.import_module(name)
-        self.operations, self.kept = prepared(told["operations"])
+        self.operations, self.kept = prepared(needed(told["operations"], told["prctl"]))
         self.program = {"__name__": "containerkit", "__builtins__": __builtins__}
         exec(compile(told["program"], "<containerkit>", "exec"), self.program)
+        self.program.get("rehearse", int)()
         gc.collect()
         gc.freeze()  # a collection in a fork would copy all of this memory
 
@@ -162,22 +187,17 @@ class Zygote:
     def fork(self, kinds, fds):
         """Fork for one request. The descriptors are a socket, the pipe that reports its end, and the namespaces."""
         if "pid" in kinds:
-            checked(LIBC.setns(fds[2 + kinds.index("pid")], 0), "join the pid namespace")
+            checked(SETNS(fds[2 + kinds.index("pid")], 0), "join the pid namespace")
         else:
             if self.own_pid_namespace < 0:
                 self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-            checked(LIBC.setns(self.own_pid_namespace, 0), "join the pid namespace")
-            checked(LIBC.unshare(CLONE_NEWPID), "make a pid namespace")
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        try:
-            pid = os.fork()
-            if pid == 0:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-                child(self, kinds, fds)
-            pidfd = checked(LIBC.syscall(PIDFD_OPEN, pid, 0), "pidfd_open")
-            self.status[pid] = fds.pop(1)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            checked(SETNS(self.own_pid_namespace, 0), "join the pid namespace")
+            checked(UNSHARE(CLONE_NEWPID), "make a pid namespace")
+        pid = os.fork()
+        if pid == 0:
+            child(self, kinds, fds)
+        pidfd = checked(SYSCALL(PIDFD_OPEN, pid, 0), "pidfd_open")  # before anything waits for it
+        self.status[pid] = fds.pop(1)
         return pid, pidfd
 
     def await_request(self):
@@ -201,8 +221,8 @@ class Zygote:
         self.poll = select.poll()
         for fd in self.woken, self.control.fileno():
             self.poll.register(fd, select.POLLIN)
-        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
         self.control.sendall(b"ready")
         while True:
             self.await_request()
@@ -227,7 +247,7 @@ class Zygote:
 
 
 def receive(control):
-    message, ancillary, _, _ = control.recvmsg(200, socket.CMSG_SPACE(4 * 16))
+    message, ancillary, _, _ = control.recvmsg(200, socket.CMSG_SPACE(4 * 16), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -114,8 +114,8 @@ class ContainerExecutor(Executor):
         SpecError: a value is invalid; nothing was made.
         SetupError: the interpreter does not start, or a module of ``preload`` can't be imported.
 
-    Side effects, until :meth:`shutdown`: a container with an interpreter, up to ``max_workers`` threads for tasks, as
-    many that replace used containers, and up to ``max_workers`` containers that are ready.
+    Side effects, until :meth:`shutdown`: a container with an interpreter, up to ``max_workers`` threads for tasks,
+    twice as many that replace used containers, and up to ``max_workers`` containers that are ready.
     """
 
     def __init__(
@@ -163,8 +163,9 @@ class ContainerExecutor(Executor):
         self._zygote = self._made_zygote()
         self._retired: list[Zygote] = []
         self._threads = ThreadPoolExecutor(self._max_workers, thread_name_prefix="containerkit executor")
-        self._replacers = ThreadPoolExecutor(self._max_workers, thread_name_prefix="containerkit executor replaces")
-        self._unreplaced = threading.BoundedSemaphore(self._max_workers)
+        replacers = 2 * self._max_workers  # they mostly wait for the kernel
+        self._replacers = ThreadPoolExecutor(replacers, thread_name_prefix="containerkit executor replaces")
+        self._unreplaced = threading.BoundedSemaphore(replacers)
 
     def _show_python(self, python: str | None, path: list[str]) -> None:
         """Mount the caller's Python, its packages and the directories of its modules read-only."""
@@ -262,7 +263,10 @@ class ContainerExecutor(Executor):
         except BaseException as problem:  # noqa: BLE001 - raised again in the caller
             value, error = None, self._explained(problem, worker, work)
         if worker is not None and not lasts:
-            self._count(worker.end(), future)
+            try:
+                self._count(worker.end(), future)
+            except BaseException as problem:  # noqa: BLE001 - as above, for example too many open files
+                value, error = None, problem if error is None else error
         work.clear()  # the caller may need to hold the only reference to the result
         if error is None:
             future.set_result(value)

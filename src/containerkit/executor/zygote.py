@@ -20,6 +20,7 @@ import attrs
 from containerkit._native import constants as k
 from containerkit.compile import process as steps
 from containerkit.container.arguments import describe
+from containerkit.container.captured import ArgumentCache
 from containerkit.container.lifecycle import Container
 from containerkit.descriptors import close_all
 from containerkit.errors import SetupError, SpecError, StateError
@@ -75,7 +76,8 @@ class Zygote:
     """A Python interpreter in a container, from which others are forked.
 
     Args:
-        program: source text that defines ``main(sock)``, which each fork calls.
+        program: source text that defines ``main(sock)``, which each fork calls. If it defines ``rehearse()``, the
+            zygote calls that once, before its first fork: what it imports and looks up, forks don't pay for.
         rootfs: the root filesystem (default ``RootFS.host()``).
         python: the interpreter inside, version 3.8 or later with ctypes.
         preload: the modules that it imports before the first fork.
@@ -115,7 +117,9 @@ class Zygote:
         _check(self.spec)
         self._entered = _kinds_entered(self.spec)
         self._command = describe(self.spec, [python], {"env": env, "user": user})
-        self._fields = {name: value for name, value in fields.items() if name not in ("uid_mappings", "gid_mappings")}
+        shared = {name: value for name, value in fields.items() if name not in ("uid_mappings", "gid_mappings")}
+        self._fresh = self.spec
+        self._commands: ArgumentCache[Command] = ArgumentCache(16)
         self._lock = threading.Lock()
         self._loaded: set[str] = set()
         self._forks: WeakMembers[Forked] = WeakMembers()
@@ -130,6 +134,8 @@ class Zygote:
                 self._begin(theirs, python, env, stdout, stderr)
             self._set_up({"program": program, "preload": list(preload), "path": list(path)})
             self._user = self._nursery.namespace(Kind.USER)
+            if isolation == "container":
+                self._fresh = build({**shared, "namespaces": attrs.evolve(self.spec.namespaces, user=self._user)})
         except BaseException:
             self.close()
             raise
@@ -157,6 +163,7 @@ class Zygote:
     def _set_up(self, told: dict[str, Any]) -> None:
         with open(f"/proc/{self._nursery.pid}/setgroups", encoding="ascii") as file:
             sets_groups = file.read().strip() == "allow"
+        told["prctl"] = calls.prctl("read the bounding set", k.PR_CAPBSET_READ, 0).call
         told["operations"] = [_encoded(each) for each in confinement_of(self._command, sets_groups=sets_groups)]
         text = repr(told).encode()
         try:
@@ -194,8 +201,7 @@ class Zygote:
         self._forks.add(made)
         try:
             if self.isolation == "container":
-                namespaces = attrs.evolve(self.spec.namespaces, user=self._user)
-                made.container = Container(**{**self._fields, "namespaces": namespaces}).start()
+                made.container = _Fresh(self._fresh, self._commands).start()
             self._ask(made)
             made.await_start()
         except BaseException:
@@ -258,6 +264,20 @@ class Zygote:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Fresh(Container):
+    """The container of a fork: its description was checked once, for all of them.
+
+    Args:
+        spec: the description.
+        known: the descriptions of commands in it.
+    """
+
+    def __init__(self, spec: Spec, known: ArgumentCache[Command]) -> None:
+        super(Container, self).__init__(spec, None, known)
+        self.timings = None
+        self._guard = None
 
 
 class Ended:

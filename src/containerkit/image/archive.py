@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tarfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,14 +36,21 @@ _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 def save(
-    store: Store, images: Sequence[tuple[Descriptor, str]], path: str | os.PathLike[str], *, form: str = "oci-archive"
+    store: Store,
+    images: Sequence[tuple[Descriptor, str]],
+    path: str | os.PathLike[str] | int,
+    *,
+    form: str = "oci-archive",
 ) -> None:
-    """Write images to one file. An existing file is replaced only after everything has been written.
+    """Write images to one file.
+
+    An existing regular file is replaced only after everything has been written. Anything else, such as a pipe, a device
+    or what a symlink leads to, is written to directly: it is never replaced itself.
 
     Args:
         store: the store that contains them.
         images: descriptor and name of each. An image with an empty name is saved without one.
-        path: the file.
+        path: the file, or a descriptor, which stays open.
         form: ``oci-archive`` (images as they are) or ``docker-archive`` (what ``docker load`` reads: uncompressed
             layers).
 
@@ -55,6 +63,13 @@ def save(
     writers = {"oci-archive": _save_oci, "docker-archive": _save_docker}
     if form not in writers:
         raise SpecError(f"form must be one of {', '.join(writers)}, not {form!r}")
+    if isinstance(path, int) or not _is_replaced(path):
+        with (
+            open(path, "wb", closefd=not isinstance(path, int)) as file,
+            tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            writers[form](store, images, tar)
+        return
     goal = Path(path)
     new = goal.with_name(f".{goal.name}.{os.getpid()}.new")
     try:
@@ -63,6 +78,13 @@ def save(
         new.replace(goal)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _is_replaced(path: str | os.PathLike[str]) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def _member(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:

@@ -12,6 +12,7 @@ import _ast
 import _signal  # type: ignore[import-not-found] # typeshed does not have it
 import _socket
 import os
+import resource
 import struct
 import sys
 
@@ -37,6 +38,9 @@ MIMES = (
     ("_repr_jpeg_", "image/jpeg"),
 )
 LONGEST = 32 * 1024 * 1024
+CLOEXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
+BARE = frozenset((bool, bytes, complex, dict, float, frozenset, int, list, range, set, str, tuple))
+"""The types that have no representation but their repr."""
 
 
 class Channel:
@@ -45,6 +49,7 @@ class Channel:
     def __init__(self, fd: int) -> None:
         """Take over a descriptor."""
         self.sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+        self.before = b""  # what was read of the next message
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send a message."""
@@ -57,30 +62,30 @@ class Channel:
 
     def receive(self) -> tuple[str, list[int]]:
         """Return the next message and its descriptors. End the process at the end of the socket."""
-        head = b""
         fds: list[int] = []
-        while len(head) < 4:
-            piece, beside, _, _ = self.sock.recvmsg(4 - len(head), _socket.CMSG_LEN(64))
-            for level, kind, raw in beside:
+        raw, end = bytearray(self.before), 4
+        while True:
+            if len(raw) >= 4:
+                end = 4 + struct.unpack_from("!I", raw)[0]
+                if len(raw) >= end:
+                    break
+            size = max(1 << 16, min(end - len(raw), 1 << 20))
+            piece, beside, _, _ = self.sock.recvmsg(size, _socket.CMSG_LEN(64), CLOEXEC)
+            for level, kind, data in beside:
                 if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-                    fds += struct.unpack(f"{len(raw) // 4}i", raw)
+                    fds += struct.unpack(f"{len(data) // 4}i", data)
             if not piece:
                 os._exit(0)
-            head += piece
-        left = struct.unpack("!I", head)[0]
-        pieces: list[bytes] = []
-        while left:
-            piece = self.sock.recv(min(left, 1 << 20))
-            if not piece:
-                os._exit(0)
-            pieces.append(piece)
-            left -= len(piece)
-        return b"".join(pieces).decode("utf-8", "surrogatepass"), fds
+            raw += piece
+        self.before = bytes(raw[end:])
+        return raw[4:end].decode("utf-8", "surrogatepass"), fds
 
 
 def rich(value: Any) -> dict[str, Any]:
     """Return the representations of a value by MIME type: those of its methods for notebooks, and its repr."""
     shown = {"text/plain": repr(value)}
+    if type(value) in BARE:
+        return shown
     bundle = getattr(value, "_repr_mimebundle_", None)
     if bundle is not None and not isinstance(value, type):
         made = bundle()
@@ -176,8 +181,6 @@ class Agent:
         """Run a piece of code, and return its outcome."""
         self.count += 1
         name = f"<cell {self.count}>"
-        import resource
-
         before = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
         done: dict[str, Any] = {}
         try:

@@ -60,6 +60,7 @@ class Branch:
         self.sock = sock
         self.streams = streams
         self.pidfd = pidfd
+        self.poll = select.poll()
         self._owner = os.getpid()
 
     @property
@@ -74,15 +75,28 @@ class Branch:
             LostError: the process does not accept it.
         """
         raw = "\0".join(words).encode("utf-8", "surrogatepass")
-        data = memoryview(struct.pack("!I", len(raw)) + raw)
+        data = struct.pack("!I", len(raw)) + raw
         try:
-            self.sock.settimeout(_left(deadline))
-            sent = socket.send_fds(self.sock, [data], list(fds)) if fds else self.sock.send(data)
-            while sent < len(data):
-                self.sock.settimeout(_left(deadline))
-                sent += self.sock.send(data[sent:])
+            sent = socket.send_fds(self.sock, [data], list(fds)) if fds else self._sent(data)
+            if sent < len(data):
+                self._send_rest(memoryview(data)[sent:], deadline)
         except OSError as error:
             raise LostError(str(error)) from None
+
+    def _sent(self, data: bytes) -> int:
+        """Send what is accepted at once, usually all of it. Return the number of bytes."""
+        try:
+            return self.sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def _send_rest(self, data: memoryview, deadline: float | None) -> None:
+        try:
+            while data:
+                self.sock.settimeout(_left(deadline))
+                data = data[self.sock.send(data) :]
+        finally:
+            self.sock.settimeout(None)  # with a timeout each call of the socket would poll first
 
     def fork(self, *, save: str = "", restore: str = "") -> Branch:
         """Fork the process in its present state.
@@ -125,11 +139,15 @@ class Branch:
         """
         deadline = time.monotonic() + _ANSWERS_S
         message, fds = self._receive(deadline)
+        self.sock.settimeout(None)
         for extra in fds[1:]:
             os.close(extra)
         self.pidfd = fds[0] if fds else -1
         for fd in self.streams:
             os.set_blocking(fd, False)
+        for fd in (self.sock.fileno(), *self.streams, self.pidfd):
+            if fd >= 0:
+                self.poll.register(fd, select.POLLIN)
         if not isinstance(message.get("ready"), int):
             self.kill()
             raise LostError(f"it could not be forked: {message.get('error')!r:.300}")
@@ -204,11 +222,10 @@ class Talk:
         self, branch: Branch, on_stdout: Heard, on_stderr: Heard, on_result: Callable[[Any], object] | None, limit: int
     ) -> None:
         self._branch = branch
-        self._poll = select.poll()
-        self._poll.register(branch.sock, select.POLLIN)
-        self._outputs = {fd: _Output(hear) for fd, hear in zip(branch.streams, (on_stdout, on_stderr), strict=True)}
-        for fd in branch.streams:
-            self._poll.register(fd, select.POLLIN)
+        self._poll = branch.poll
+        out, err = branch.streams
+        self._outputs = {out: _Output(on_stdout), err: _Output(on_stderr)}
+        self._socket = branch.sock.fileno()
         self._raw = bytearray()
         self._on_result = on_result
         self._left = limit
@@ -233,20 +250,23 @@ class Talk:
             ready = self._poll.poll(left)
             if not ready and deadline is not None and time.monotonic() >= deadline:
                 return False
-            for fd, _ in ready:
+            fds = [fd for fd, _ in ready]
+            for fd in fds:
                 if fd in self._outputs:
                     self._read(fd)
-                else:
-                    self._hear()
+            if self._socket in fds:
+                self._hear()
+            elif self._branch.pidfd in fds:  # its children may keep the socket open
+                raise LostError("it has ended")
         return True
 
     def finish(self) -> None:
         """Read the rest of the output that exists now."""
-        for fd in self._outputs:
-            while self._read(fd):
+        for fd, _ in self._poll.poll(0):
+            while fd in self._outputs and self._read(fd):
                 pass
         for output in self._outputs.values():
-            output.take(b"", last=True)
+            output.end()
 
     def _read(self, fd: int) -> bool:
         try:
@@ -268,8 +288,7 @@ class Talk:
 
     def _hear(self) -> None:
         try:
-            self._branch.sock.settimeout(_ANSWERS_S)
-            piece = self._branch.sock.recv(1 << 20)
+            piece = self._branch.sock.recv(1 << 20 if self._raw else _CHUNK, socket.MSG_DONTWAIT)
         except OSError as error:
             raise LostError(str(error)) from None
         if not piece:
@@ -303,14 +322,21 @@ class _Output:
     def __init__(self, hear: Heard) -> None:
         self.pieces: list[str] = []
         self._hear = hear
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder: codecs.IncrementalDecoder | None = None
 
     def take(self, raw: bytes, *, last: bool = False) -> None:
-        text = self._decode(raw, last)
+        if self._decoder is None:
+            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = self._decoder.decode(raw, last)
         if text:
             self.pieces.append(text)
             if self._hear is not None:
                 self._hear(text)
+
+    def end(self) -> None:
+        """Take a last character that is incomplete."""
+        if self._decoder is not None:
+            self.take(b"", last=True)
 
 
 def _left(deadline: float | None) -> float | None:

@@ -144,7 +144,8 @@ class Interpreter:
         """
         if not isinstance(code, str):
             raise SpecError(f"code: must be a string, not {type(code).__name__}")
-        Terms.of(timeout, None, check=False)  # as above
+        if timeout is not None:
+            Terms.of(timeout, None, check=False)  # as above
         seconds = self._timeout if timeout is None else timeout
         with self._lock:
             self._check_open()

@@ -112,13 +112,14 @@ def _ip6() -> list[bytes]:
     foreign_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6", inverted=True)
     unspecified = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
     return [
+        # Multicast reports. No querier is here, so the bridge would flood each to all its ports.
+        *(kind(number) + e.end_with(nft.DROP) for number in (131, 132, 143)),
         # Multicast queries decide where groups are sent; only routers send advertisements and redirects; DHCP.
         *(kind(number) + e.end_with(nft.GOTO, "spoofed") for number in (130, 134, 137)),
         _of(17, 0, b"\x02\x23") + e.end_with(nft.GOTO, "spoofed"),
         kind(136) + foreign_target + e.end_with(nft.GOTO, "spoofed"),
-        # from the unspecified address: duplicate address detection, and multicast reports
+        # from the unspecified address: duplicate address detection
         unspecified + kind(135) + own_target + e.end_with(nft.ACCEPT),
-        unspecified + kind(143) + e.end_with(nft.ACCEPT),
         port + e.payload(e.NETWORK, 8, 16, 4) + e.lookup("sources6") + e.end_with(nft.ACCEPT),
         e.end_with(nft.GOTO, "spoofed"),
     ]

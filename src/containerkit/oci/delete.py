@@ -19,6 +19,9 @@ __all__ = ["delete", "destroy"]
 
 _SIGKILL = 9
 _PATIENCE_S = 10.0
+_LONGEST_BEFORE_S = (
+    2.0  # the front end waits for half a second; a start of this interpreter takes longer on a busy machine
+)
 
 
 def delete(call: Call) -> int:
@@ -30,8 +33,10 @@ def delete(call: Call) -> int:
     names = call.flags.arguments or [call.name]
     if call.flags.has("regex"):
         names = [found for pattern in names for found in store.matching(call.root, pattern)]
+    waited_s = _waited_s() if call.handed_over else 0.0
     for name in names:
-        end = time.monotonic() + _PATIENCE_S
+        end = time.monotonic() + _PATIENCE_S - waited_s
+        waited_s = 0.0
         try:
             if force:
                 _stop(call.root, name, end)
@@ -46,6 +51,12 @@ def delete(call: Call) -> int:
                 raise RuntimeFailure(f"cannot delete container {name} that is not stopped: {status}")
             destroy(entry, end)
     return 0
+
+
+def _waited_s() -> float:
+    """Return how long the front end has waited for the container to end: not longer than this process has lived."""
+    began_s = store.start_time(os.getpid()) / os.sysconf("SC_CLK_TCK")
+    return min(max(time.clock_gettime(time.CLOCK_BOOTTIME) - began_s, 0.0), _LONGEST_BEFORE_S)
 
 
 def _stop(root: str, name: str, end: float) -> None:

@@ -162,17 +162,27 @@ class Call:
         options: the global ones.
         resumed: for the end of ``start``, the descriptors that the front end passes: the container's directory, and
             the connection to its gate.
+        handed_over: whether the front end has handed it over, which may have waited already.
     """
 
-    __slots__ = ("flags", "journal", "manager", "options", "resumed", "root")
+    __slots__ = ("flags", "handed_over", "journal", "manager", "options", "resumed", "root")
 
-    def __init__(self, options: Flags, flags: Flags, journal: Log, resumed: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        options: Flags,
+        flags: Flags,
+        journal: Log,
+        resumed: tuple[int, int] | None = None,
+        *,
+        handed_over: bool = False,
+    ) -> None:
         from containerkit.oci.store import default_root
 
         self.options = options
         self.flags = flags
         self.journal = journal
         self.resumed = resumed
+        self.handed_over = handed_over
         self.root = os.path.abspath(options.text("root") or default_root())
         self.manager = "systemd" if options.has("systemd-cgroup") else options.text("cgroup-manager", "cgroupfs")
         if self.manager not in ("cgroupfs", "systemd", "disabled"):
@@ -186,12 +196,13 @@ class Call:
         return self.flags.arguments[0]
 
 
-def main(words: Sequence[str] | None = None, *, resumed: str = "") -> int:
+def main(words: Sequence[str] | None = None, *, resumed: str | None = None) -> int:
     """Run one call of the command line.
 
     Args:
         words: the command line without the program (default: this process's own).
-        resumed: two descriptors, separated by a comma, if the front end has begun to start a container.
+        resumed: what the front end passes: two descriptors, separated by a comma, if it has begun to start a container,
+            otherwise nothing (default: there is no front end).
 
     Returns:
         The exit status.
@@ -231,15 +242,16 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log, resumed: str) -> int:
+def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log, resumed: str | None) -> int:
     if verb not in _VERBS:
         raise RuntimeFailure(f"unknown command {verb!r}: one of {', '.join(_VERBS)}")
     module, function, known = _VERBS[verb]
     if any(word in ("--help", "-h") for word in rest[:1]):
         return _verb_usage(verb, known)
     flags = flag_reader.read(rest, known, anywhere=verb not in ("exec", "ps"))
-    directory, _, gate = resumed.partition(",")
-    call = Call(options, flags, journal, (int(directory), int(gate)) if resumed else None)
+    directory, _, gate = (resumed or "").partition(",")
+    begun = (int(directory), int(gate)) if resumed else None
+    call = Call(options, flags, journal, begun, handed_over=resumed is not None)
     place = __import__(f"containerkit.oci.{module}", fromlist=[function])
     status: int = getattr(place, function)(call)
     journal.write_warnings()

@@ -5,19 +5,18 @@ Source: the compose specification.
 
 from __future__ import annotations
 
-from containerkit.project.project import Project, Service
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from containerkit.project.kube import Pod
+    from containerkit.project.project import Project, Service
 
 __all__ = ["Pod", "Project", "Service"]
 
 
 def __getattr__(name: str) -> object:
-    """Import pods on first use: compose files need none."""
-    if name != "Pod":
+    """Import them on first use: a client of a running project needs none, and compose files need no pods."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from containerkit.project.kube import Pod
+    from importlib import import_module
 
-    return Pod
+    return getattr(import_module(f"{__name__}.{'kube' if name == 'Pod' else 'project'}"), name)

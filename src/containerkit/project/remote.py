@@ -64,7 +64,8 @@ class Remote:
         with self._connect() as connection:
             if fds:
                 sent = socket.send_fds(connection, [line], list(fds))
-                connection.sendall(line[sent:])
+                if sent < len(line):  # even nothing can't be sent to a supervisor that has answered already
+                    connection.sendall(line[sent:])
             else:
                 connection.sendall(line)
             with connection.makefile("rb") as answers:

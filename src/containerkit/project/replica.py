@@ -11,6 +11,7 @@ from contextlib import suppress
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from containerkit._linux import procfs
 from containerkit.container.lifecycle import Container
 from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
 from containerkit.project.health import watch
@@ -30,6 +31,7 @@ __all__ = ["Replica", "Restart", "signal_number", "write_files"]
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 60.0
 _LASTING_S: Final = 10.0  # after a run of this length the pauses begin anew with the shortest
+_KILL_S, _KILL_AGAIN_S = 2.0, 0.002
 _CHUNK: Final = 65536
 
 Status = Literal["created", "running", "restarting", "paused", "exited"]
@@ -108,6 +110,7 @@ class Replica(_LikeContainer):
         health: ``None`` without a check, else ``"starting"``, ``"healthy"`` or ``"unhealthy"``.
         exit_code: of the command when it last ended; 128+N if signal N ended it.
         restarts: how often the command was restarted.
+        is_kept: whether the command was stopped, and the container keeps its files for the next one.
     """
 
     def __init__(
@@ -124,12 +127,13 @@ class Replica(_LikeContainer):
     ) -> None:
         self.name, self.service, self.fingerprint = name, service, fingerprint
         self.status: Status = "created"
-        self.health: str | None = "starting" if recipe.check is not None or recipe.started is not None else None
+        self.is_kept = False
         self.exit_code: int | None = None
         self.restarts = 0
         self.started_at = 0.0
         self.container = Container(**recipe.container, **network)
         self._keys, self._recipe, self._journal, self._changed = keys, recipe, journal, changed
+        self.health: str | None = self._first_health()
         self._restart = Restart(keys)
         self._logging = keys.get("logging", {})
         options = self._logging.get("options", {})
@@ -155,14 +159,18 @@ class Replica(_LikeContainer):
     # --- Life
 
     def start(self) -> None:
-        """Start it.
+        """Start it: its container, or after ``stop(keep=True)`` only its command.
 
         Raises:
             SetupError: it could not be started; nothing is left behind.
         """
         try:
-            self.container.start()
-            write_files(self.container, self._recipe)
+            if not self.is_kept:
+                self.container.start()
+                write_files(self.container, self._recipe)
+            self.is_kept = False
+            self._stopping = threading.Event()  # the checks of the former command have ended with the former event
+            self.set_health(self._first_health())
             self._begin()
             for hook in self._keys.get("post_start", ()):
                 self._hook(hook)
@@ -227,9 +235,10 @@ class Replica(_LikeContainer):
                 tries += 1
             if self._stopping.is_set() or not self._begun_again():
                 break
+        if not self._stopping.is_set():  # otherwise stop() decides about the container
+            with suppress(ContainerError):
+                self.container.stop()
         self.status = "exited"
-        with suppress(ContainerError):
-            self.container.stop()
         self._changed()
 
     def _begun_again(self) -> bool:
@@ -276,11 +285,13 @@ class Replica(_LikeContainer):
             selector.unregister(key.fd)
         return bool(data)
 
-    def stop(self, grace_s: float | None = None) -> None:
+    def stop(self, grace_s: float | None = None, *, keep: bool = False) -> None:
         """Ask the command to end, wait, then kill what is left. May be called twice.
 
         Args:
             grace_s: how long to wait, in seconds (default: the service's ``stop_grace_period``, or 10).
+            keep: keep the container for the next :meth:`start`, unless it shares the host's pid namespace, or has
+                ended by itself (default False).
         """
         if not self._stopping.is_set() and self.status == "running":
             for hook in self._keys.get("pre_stop", ()):
@@ -295,11 +306,51 @@ class Replica(_LikeContainer):
                 if self.status == "paused":
                     self.container.resume()
                 process.wait(self._grace_s if grace_s is None else grace_s)
-        self.container.stop()
+        self.is_kept = keep and self.container.spec.namespaces.pid == "new" and self._kill_all()
+        if not self.is_kept:
+            self.container.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self.status = "exited"
         self._changed()
+
+    def _kill_all(self) -> bool:
+        """Kill all processes of the container but its init.
+
+        Returns:
+            Whether its init alone is left. It is not, if it has ended, or if processes multiply too fast.
+        """
+        deadline = time.monotonic() + _KILL_S
+        with suppress(ContainerError, OSError):
+            while time.monotonic() < deadline:
+                pidfds = self._pidfds_of_others()
+                if not pidfds:
+                    return True
+                for pidfd in pidfds:
+                    with suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    os.close(pidfd)
+                time.sleep(_KILL_AGAIN_S)
+        return False
+
+    def _pidfds_of_others(self) -> list[int]:
+        """Return a pidfd for each process but the init. The caller closes them."""
+        opened: dict[int, int] = {}
+        still: set[int] = set()
+        try:
+            for pid in self._others():
+                with suppress(ProcessLookupError):
+                    opened[pid] = os.pidfd_open(pid)
+            still = self._others()  # a number that now belongs to another process is not among them
+        finally:
+            for pid in opened.keys() - still:
+                os.close(opened.pop(pid))
+        return list(opened.values())
+
+    def _others(self) -> set[int]:
+        # An init of an inner pid namespace is in that namespace. Once its parent is killed, it is a child of ours.
+        init = self.container.pid
+        return {*self.container.members(), *procfs.children(init)} - {init}
 
     def _stop_signal(self) -> int:
         text = self._recipe.stop_signal
@@ -389,11 +440,14 @@ class Replica(_LikeContainer):
 
     # --- Health
 
+    def _first_health(self) -> str | None:
+        return "starting" if self._recipe.check is not None or self._recipe.started is not None else None
+
     def _watch(self) -> None:
         made = self._recipe
         watch(self, made.command, self._stopping, ready=made.check, alive=made.alive, started=made.started)
 
-    def set_health(self, health: str) -> None:
+    def set_health(self, health: str | None) -> None:
         """Set its health, and wake those who wait for it."""
         if self.health != health:
             self.health = health

@@ -165,6 +165,7 @@ class Stack(Waiting):
                 raise StateError(f"{self!r}: it is down")
             before, self.project = self.project, wanted
             self._check_names(services or ())
+            again = (services or wanted.model["services"]) if recreate is True else recreate or ()
             plan = plans.up_plan(
                 wanted,
                 self.observed(completed=scale is not None),
@@ -172,11 +173,12 @@ class Stack(Waiting):
                 services=services,
                 scale=scale,
                 deps=deps,
-                recreate=(services or wanted.model["services"]) if recreate is True else recreate or (),
+                recreate=again,
                 keep=keep,
             )
+            self._end_kept(wanted.model["services"])
             try:
-                self._perform(plan)
+                self._perform(plan, fresh={*again, *(() if keep else self._changed_services())})
             except ContainerError as error:
                 if before is not wanted and _rolls_back(wanted, plan):
                     self.project = before
@@ -222,11 +224,17 @@ class Stack(Waiting):
                     container.restart(grace_s)
 
     def stop(self, *services: str, grace_s: float | None = None) -> None:
-        """Stop services (default: all), each before its dependencies. ``apply`` starts them again."""
+        """Stop services (default: all), each before its dependencies.
+
+        ``apply`` starts the same containers again: their files, addresses and published ports stay.
+        """
+        self._end(services, grace_s, keep=True)
+
+    def _end(self, services: Collection[str], grace_s: float | None, *, keep: bool) -> None:
         self._check_names(services)
         with self._acting:
             chosen = {name: each for name, each in self.observed().items() if not services or each.service in services}
-            self._perform(plans.down_plan(self.project, chosen, ()), grace_s=grace_s)
+            self._perform(plans.down_plan(self.project, chosen, ()), grace_s=grace_s, keep=keep)
 
     def remove(self, *services: str, grace_s: float | None = None) -> None:
         """Stop services and those that depend on them, and forget them. ``apply`` creates them again.
@@ -240,10 +248,10 @@ class Stack(Waiting):
             if chosen & each.depends_on.keys():
                 chosen.add(name)
         with self._acting:
-            self.stop(*chosen, grace_s=grace_s)
+            self._end(chosen, grace_s, keep=False)
             for replica in self.containers():
                 if replica.service in chosen:
-                    del self._replicas[replica.name]
+                    self._forget(replica)
 
     def forget(self, *services: str) -> list[str]:
         """Forget the containers of services (default: all) that have ended; return their names."""
@@ -255,8 +263,13 @@ class Stack(Waiting):
                 if each.status == "exited" and (not services or each.service in services)
             ]
             for name in gone:
-                del self._replicas[name]
+                self._forget(self._replicas[name])
         return gone
+
+    def _forget(self, replica: Replica) -> None:
+        """Forget a container that has ended. One that was kept ends."""
+        replica.stop(0)
+        self._replicas.pop(replica.name, None)
 
     def down(self, *, grace_s: float | None = None, remove_volumes: bool = False) -> None:
         """Stop everything, each service before its dependencies. May be called twice.
@@ -273,6 +286,7 @@ class Stack(Waiting):
                 self._ended = True
                 plan = plans.down_plan(self.project, self.observed(), tuple(self._networks))
                 try:
+                    self._end_kept()
                     self._perform(plan, grace_s=grace_s)
                 finally:
                     self._let_go()
@@ -280,6 +294,17 @@ class Stack(Waiting):
             for each in self.project.model.get("volumes", {}).values():
                 if not each.get("external"):
                     volumes.remove(each["name"])
+
+    def _changed_services(self) -> set[str]:
+        """Return the services with a kept container of another description."""
+        kept = [each for each in self.containers() if each.is_kept]
+        return {each.service for each in kept if each.fingerprint != plans.fingerprint(self.project, each.service)}
+
+    def _end_kept(self, services: Collection[str] = ()) -> None:
+        """End the kept containers of services that are not among these."""
+        for replica in self.containers():
+            if replica.is_kept and replica.service not in services:
+                self._forget(replica)
 
     def _let_go(self) -> None:
         with ExitStack() as stack:  # each is tried, even if others fail
@@ -328,8 +353,16 @@ class Stack(Waiting):
 
     # --- Performing
 
-    def _perform(self, plan: Plan, *, grace_s: float | None = None) -> None:
+    def _perform(
+        self, plan: Plan, *, grace_s: float | None = None, keep: bool = False, fresh: Collection[str] = ()
+    ) -> None:
         """Perform the steps of a plan, in parallel where their order allows it.
+
+        Args:
+            plan: the plan.
+            grace_s: the time for each container to end by itself, in seconds (default: the services' own).
+            keep: keep the containers of stopped services (default False).
+            fresh: services whose kept containers are not used again.
 
         Raises:
             ContainerError: the first failure. Steps that depend on it were not begun.
@@ -346,7 +379,7 @@ class Stack(Waiting):
                 if errors and not only_ends:
                     return
                 self._log(f"{step.action} {step.target}")
-                self._do(step, grace_s, errors)
+                self._do(step, grace_s, errors, keep=keep, fresh=fresh)
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that performs the plan
                 errors.append(error)
                 self._tell()
@@ -361,7 +394,9 @@ class Stack(Waiting):
         if errors:
             raise errors[0]
 
-    def _do(self, step: Step, grace_s: float | None, errors: list[BaseException]) -> None:
+    def _do(
+        self, step: Step, grace_s: float | None, errors: list[BaseException], *, keep: bool, fresh: Collection[str]
+    ) -> None:
         match step.action:
             case "image":
                 keys = self.project.model["services"][step.service]
@@ -373,11 +408,11 @@ class Stack(Waiting):
             case "volume":
                 self._check_volume(step.target)
             case "start":
-                self._start(step)
+                self._start(step, fresh)
             case "wait":
                 self._wait_step(step, errors)
             case "stop":
-                self._replicas[step.target].stop(grace_s)
+                self._replicas[step.target].stop(grace_s, keep=keep)
                 if step.detail:  # replaced or surplus; others stay on record until they start or are forgotten
                     del self._replicas[step.target]
             case "close":
@@ -406,10 +441,16 @@ class Stack(Waiting):
             os.chmod(path, os.stat(path).st_mode | 0o2070)
         return path
 
-    def _start(self, step: Step) -> None:
+    def _start(self, step: Step, fresh: Collection[str]) -> None:
+        service, keys = step.service, self.project.model["services"][step.service]
+        former = self._replicas.get(step.target)
+        if former is not None and former.is_kept:
+            if service not in fresh:
+                self._start_one(former)
+                return
+            self._forget(former)
         from containerkit.project.networks import connection
 
-        service, keys = step.service, self.project.model["services"][step.service]
         made = realize.recipe(
             self.project, service, self._images[service], step.target, self._volume_path, self._shared
         )
@@ -418,12 +459,16 @@ class Stack(Waiting):
             step.target, service, keys, made, fingerprint=plans.fingerprint(self.project, service), network=network,
             journal=self._journal, changed=self._tell,
         )  # fmt: skip
+        self._start_one(replica)
+        self._replicas[step.target] = replica
+
+    @staticmethod
+    def _start_one(replica: Replica) -> None:
         try:
             replica.start()
         except ContainerError as error:
-            error.add_note(f"services.{service}")
+            error.add_note(f"services.{replica.service}")
             raise
-        self._replicas[step.target] = replica
 
     def _shared(self, service: str) -> Any:
         return self[service].container

@@ -415,7 +415,8 @@ def check_connection(spec: Any) -> None:
     bridged = network == "internet" or is_network(network) or isinstance(network, (Attach, tuple))
     if spec.publish and not (bridged or isinstance(network, CNI)):
         raise SpecError(
-            "publish: ports can be published only for a container on a network: pass network='internet', or a Network"
+            "publish: ports can be published only for a container on a network: pass network='internet', or a Network "
+            "(--network internet, or one of 'containerkit network create')"
         )
     if spec.egress is not None and not bridged:
         raise SpecError("egress: rules need a network of this library: pass network='internet', or a Network")

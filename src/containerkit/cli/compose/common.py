@@ -50,7 +50,7 @@ def remote(options: argparse.Namespace) -> Remote:
     """
     from containerkit.project.remote import Remote
 
-    return Remote(options.project_name or load(options).name)
+    return Remote(options.project_name or os.environ.get("COMPOSE_PROJECT_NAME") or load(options).name)
 
 
 def numbers(texts: Sequence[str]) -> dict[str, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli.compose.common import load, numbers, remote, show
@@ -12,7 +14,7 @@ from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from containerkit.project.project import Project
     from containerkit.project.stack import Stack
@@ -74,7 +76,10 @@ def _with_needed(options: argparse.Namespace) -> list[str]:
 def _attend(
     project: Project, options: argparse.Namespace, services: list[str] | None, scale: dict[str, int] | None
 ) -> int:
-    """Hold the project and show its logs. Stop it when all containers have ended, or at a signal."""
+    """Hold the project and show its logs. Stop it when all containers have ended, or at a signal.
+
+    A second SIGTERM or SIGHUP ends this process, and with it the containers, without delay.
+    """
     from containerkit.project.stack import Stack
     from containerkit.project.supervisor import Supervisor
 
@@ -82,13 +87,42 @@ def _attend(
     supervisor = Supervisor(stack)
     following = threading.Thread(target=_follow, args=(stack, options), daemon=True)
     try:
-        following.start()
-        stack.apply(services=services, scale=scale, deps=not options.no_deps)
-        return _until_ended(stack, options, supervisor)
+        with _ended_by_signals():
+            following.start()
+            stack.apply(services=services, scale=scale, deps=not options.no_deps)
+            return _until_ended(stack, options, supervisor)
+    except _AskedToEnd as asked:
+        return 128 + asked.number
     finally:
         stack.down(grace_s=options.timeout)
         supervisor.close()
         following.join(2)
+
+
+class _AskedToEnd(BaseException):
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Raise at SIGTERM and SIGHUP, as Python does at SIGINT, so that services have their time to end.
+
+    A signal that was ignored when the program started (because of nohup, for example) stays ignored.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise _AskedToEnd(number)
+
+    before = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _follow(stack: Stack, options: argparse.Namespace) -> None:
@@ -143,7 +177,7 @@ def _start(options: argparse.Namespace) -> int:
     from containerkit.project.remote import project_request
 
     project = load(options, services=options.services)
-    remote(options).ask("apply", **project_request(project), services=options.services or None)
+    remote(options).ask("apply", **project_request(project), services=options.services or None, keep=True)
     return 0
 
 

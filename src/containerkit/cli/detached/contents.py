@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from containerkit.cli import elsewhere
 from containerkit.cli.detached import Verb, formatted, say, table
 from containerkit.container.lifecycle import Container
 from containerkit.detached.container import containers, find
 from containerkit.errors import ContainerError, SpecError, StateError
 
 if TYPE_CHECKING:
-    import argparse
     from contextlib import AbstractContextManager
 
     from containerkit.cgroup.stats import Stats
@@ -57,10 +58,13 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _define_top(parser: argparse.ArgumentParser) -> None:
     _define_one(parser)
+    parser.add_argument("columns", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _top(options: argparse.Namespace) -> int:
+    if options.columns:
+        raise SpecError(f"top: {options.columns[0]!r}: {elsewhere.COLUMNS}")
     one = find(options.name)
     rows = [["PID", "PPID", "STATE", "TIME", "COMMAND"]]
     for pid in one.members():
@@ -211,6 +215,11 @@ def _cp(options: argparse.Namespace) -> int:
     (source, inside), (target, into) = _place(options.source), _place(options.target)
     if bool(source) == bool(target):
         raise SpecError("cp: one argument must be CONTAINER:PATH, and the other a path of the host")
+    if "-" in (options.source, options.target):
+        raise SpecError(
+            "cp: '-' is no stream of tar here: use 'containerkit exec CONTAINER tar -c PATH', or -x for the other way; "
+            "./- is a file of that name"
+        )
     with _opened(source or target) as view:
         if source:
             goal = os.path.join(into, os.path.basename(inside.rstrip("/"))) if os.path.isdir(into) else into

@@ -9,7 +9,7 @@ from containerkit.cli.commands import complain
 from containerkit.cli.detached import Verb, for_each, say
 from containerkit.detached.container import containers, find
 from containerkit.detached.known import shell_status
-from containerkit.errors import SpecError
+from containerkit.errors import ContainerError, SpecError
 
 if TYPE_CHECKING:
     import argparse
@@ -94,9 +94,14 @@ def _kill(options: argparse.Namespace) -> int:
 
 
 def _wait(options: argparse.Namespace) -> int:
+    status = 0
     for name in options.names:
-        say(str(shell_status(find(name).wait())))
-    return 0
+        try:
+            say(str(shell_status(find(name).wait())))
+        except ContainerError as error:
+            complain(str(error))
+            status = 1
+    return status
 
 
 def _pause(options: argparse.Namespace) -> int:

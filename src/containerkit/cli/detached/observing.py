@@ -46,6 +46,8 @@ def _events(options: argparse.Namespace) -> int:
     wanted: dict[str, list[str]] = {}
     for text in options.filter:
         for name, value in values.pairs("--filter", [text]).items():
+            if (name, value) == ("type", "container"):
+                continue
             if name not in _FILTERS:
                 raise SpecError(f"--filter {name!r}: choose from {', '.join(_FILTERS)}")
             wanted.setdefault(_FILTERS[name], []).append(value)

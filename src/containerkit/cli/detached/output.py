@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from containerkit.cli.commands import complain
 from containerkit.cli.detached import Verb
 from containerkit.detached import store
-from containerkit.detached.known import Known
-from containerkit.errors import SpecError
+from containerkit.detached.known import KEEPER_KILLED, Known
+from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
     import argparse
@@ -41,6 +43,12 @@ def _logs(options: argparse.Namespace) -> int:
     if options.timestamps:
         lines = (line._replace(text=f"{line.time} ".encode() + line.text) for line in lines)
     copy(lines, at_once=options.follow)
+    with suppress(StateError):  # with --rm the record is gone after its end
+        status, _, end = one.looked_at()
+        if status == "dead":
+            complain(f"{options.name}: {KEEPER_KILLED}: its last output may be missing")
+        if end is not None and (lost := int(end["lost"])):
+            complain(f"{options.name}: {lost} bytes of its output are lost: the filesystem of the logs was full")
     return 0
 
 

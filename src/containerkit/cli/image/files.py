@@ -43,7 +43,10 @@ def _define_save(parser: argparse.ArgumentParser) -> None:
 def _save(options: argparse.Namespace) -> int:
     from containerkit.image.archive import save
 
-    path = _to_stdout("save") if options.output == "-" else options.output
+    path: str | int = options.output
+    if path == "-":
+        _to_stdout("save")
+        path = 1  # /dev/stdout is a name that could be replaced
     images = [find(options, text) for text in options.images]
     pairs = [(image.manifest.descriptor, str(image.reference or "")) for image in images]
     save(chosen_store(options), pairs, path, form=options.format)

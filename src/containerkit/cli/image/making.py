@@ -79,6 +79,8 @@ def _build(options: argparse.Namespace) -> int:
         if context != ".":
             raise SpecError(f"--pull {pull!r}: choose from missing, always, never")
         context, pull = pull, "always"
+    if context == "-":
+        raise SpecError("build -: there is no build without a directory here: use 'build -f - DIR', which may be empty")
     if options.file == "-":
         more["text"] = sys.stdin.read()
     elif options.file is not None:
