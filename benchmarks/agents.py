@@ -1,4 +1,4 @@
-"""Interpreters for agents: from nothing to the first result, the next one, and there and back with 100 MB."""
+"""Interpreters for agents: the time to the first result, to the next one, and for 100 MB in both directions."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LARGE = "large = bytearray(100 << 20)\nfor place in range(0, len(large), 4096):\
 
 
 def timed(do: Callable[[], object]) -> float:
-    """Return how long something takes, in microseconds."""
+    """Return how long a call takes, in microseconds."""
     began = time.perf_counter_ns()
     do()
     return (time.perf_counter_ns() - began) / 1000
 
 
 def first() -> float:
-    """Make an interpreter, and get its first result; its end is not counted."""
+    """Make an interpreter and get its first result. Its end is not measured."""
     began = time.perf_counter_ns()
     interpreter = Interpreter()
     assert interpreter.run_code("1 + 1").text == "2"
@@ -61,7 +61,7 @@ def there_and_back(interpreter: Interpreter) -> float:
 
 
 def kernel_rungs(stack: contextlib.ExitStack) -> list[Rung]:
-    """Return the rungs of ipykernel, where it is installed: without any container."""
+    """Return the rungs of ipykernel without a container, if it is installed."""
     if importlib.util.find_spec("ipykernel") is None or importlib.util.find_spec("jupyter_client") is None:
         return []
     from jupyter_client.manager import start_new_kernel
@@ -85,7 +85,7 @@ def kernel_rungs(stack: contextlib.ExitStack) -> list[Rung]:
 
 
 def measure(asked: argparse.Namespace) -> Report:
-    """Measure all of them, the peers beside them."""
+    """Measure all rungs, including those of other programs."""
     with contextlib.ExitStack() as stack:
         interpreter = stack.enter_context(Interpreter())
         large = stack.enter_context(Interpreter())

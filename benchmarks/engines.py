@@ -1,6 +1,6 @@
-"""Docker and podman, asked for the same network as the library: a bridge, and ports published on it.
+"""Docker and podman with the same network as the library: a bridge, and published ports.
 
-Each runs the programs of the floor's root filesystem. Docker runs if its daemon answers: its command starts none.
+Each runs the programs of the floor's root filesystem. Docker is measured only if its daemon answers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _done(*words: str) -> str:
 
 @attrs.frozen
 class Engine:
-    """An engine.
+    """A container engine.
 
     Attributes:
         name: its command.
@@ -53,7 +53,7 @@ class Engine:
 
     @contextmanager
     def ready(self, floor: Floor) -> Iterator[None]:
-        """Import what it runs, and remove that in the end."""
+        """Import the image, and remove it at the end."""
         if self.takes_directory:
             yield
             return
@@ -90,7 +90,7 @@ ENGINES: Final = (
 
 
 def installed() -> list[Engine]:
-    """Return those that can be asked now."""
+    """Return the engines that are available now."""
     found = []
     for each in ENGINES:
         if which(each.name) is not None:

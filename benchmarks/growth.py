@@ -1,4 +1,4 @@
-"""Whether a start stays as fast when its surroundings grow: the owner's memory, threads and descriptors, the machine's
+"""The time of a start when its surroundings grow: the owner's memory, threads and descriptors, the machine's
 mounts, other live containers, the number of binds, and earlier starts.
 
 Each size has its own process, which is brought to that size once and then starts one container per request. The sizes
@@ -59,7 +59,7 @@ class Worker:
         return line
 
     def ask(self) -> float:
-        """Let it start a container. Return the duration in microseconds."""
+        """Make it start a container. Return the duration in microseconds."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         return int(self._answer()) / 1000

@@ -1,6 +1,6 @@
-"""What a network adds to a start, what a port costs beside ten thousand, the first connection, and what goes through.
+"""The cost of a network at a start and of a port among ten thousand, the first connection, and the throughput.
 
-Beside it docker and podman, where they can be asked: a start with a bridge and without, and a published port.
+For comparison docker and podman, if they are available: a start with a bridge and without, and a published port.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SECONDS = 1.0
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """Return the call, telling how long it took in microseconds."""
+    """Return a function that makes the call and returns its duration in microseconds."""
 
     def once() -> float:
         began = time.perf_counter()
@@ -46,7 +46,7 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
 
 
 def refilled(template: Container, call: Callable[[], object]) -> Callable[[], float]:
-    """Return the call, timed, with what it takes from waited for beforehand."""
+    """Return the timed call. Before each call it waits until the template is full."""
     once = timed(call)
 
     def waiting() -> float:
@@ -57,7 +57,7 @@ def refilled(template: Container, call: Callable[[], object]) -> Callable[[], fl
 
 
 def publishing(net: LiveNetwork, first: int) -> Callable[[], float]:
-    """Return what publishes a port of a container's and takes it back; the publishing alone is timed."""
+    """Return a function that publishes a port of a container and removes it. Only the publishing is timed."""
     attendant = net.router.attendant
     address = net.gateways[0].rpartition(".")[0] + ".200"
     numbers = iter(range(first, 20_000))  # below what the kernel gives away
@@ -74,7 +74,7 @@ def publishing(net: LiveNetwork, first: int) -> Callable[[], float]:
 
 
 def crowd(net: LiveNetwork) -> None:
-    """Publish ten thousand ports, by the rules alone: each with a socket takes as many descriptors."""
+    """Publish ten thousand ports by rules without sockets, because each socket needs a descriptor."""
     rules = net.router.host_rules
     if rules is None:
         raise RuntimeError("an unprivileged user's ports have no rules")
@@ -82,7 +82,7 @@ def crowd(net: LiveNetwork) -> None:
 
 
 def first_connections(net: LiveNetwork, count: int) -> dict[str, list[float]]:
-    """Return how long the first connection to fresh containers takes, in milliseconds, by the version of IP."""
+    """Return the milliseconds of the first connection to fresh containers, by IP version."""
     taken: dict[str, list[float]] = {"IPv4": [], "IPv6": []}
     for number in range(count):
         with Container(network=net) as container, container.popen(["python3", "-c", LISTEN], stdout=-1) as process:
@@ -96,7 +96,7 @@ def first_connections(net: LiveNetwork, count: int) -> dict[str, list[float]]:
 
 
 def flow(address: str, port: int, seconds: float) -> float:
-    """Send for a while; return gigabits per second, as the receiver has counted them."""
+    """Send for some time. Return the gigabits per second that the receiver has counted."""
     with socket.create_connection((address, port), 10) as made:
         chunk, end, sent = bytes(1 << 20), time.monotonic() + seconds, 0
         began = time.perf_counter()
@@ -129,7 +129,7 @@ def sink_here(floor: Floor) -> Iterator[int]:
 
 
 def ways(floor: Floor, root: RootFS, net: LiveNetwork, stack: ExitStack) -> dict[str, tuple[str, int]]:
-    """Start what receives. Return the addresses by which it is reached."""
+    """Start the receivers. Return the addresses of each."""
     wishes = [Port(0, 80), Port(0, 80, host="0.0.0.0")]
     inside = stack.enter_context(Container(root, network=net, publish=wishes))
     process = stack.enter_context(inside.popen(["/sink"]))
@@ -150,7 +150,7 @@ def ways(floor: Floor, root: RootFS, net: LiveNetwork, stack: ExitStack) -> dict
 
 
 def throughput(floor: Floor, root: RootFS, net: LiveNetwork, samples: int) -> dict[str, list[float]]:
-    """Return Gbit/s by the way that they take, in rounds."""
+    """Return the Gbit/s of each way, measured in rounds."""
     with ExitStack() as stack:
         places = ways(floor, root, net, stack)
         found: dict[str, list[float]] = {name: [] for name in places}
@@ -162,14 +162,14 @@ def throughput(floor: Floor, root: RootFS, net: LiveNetwork, samples: int) -> di
 
 
 def host_addresses() -> list[str]:
-    """Return the host's addresses of IPv4."""
+    """Return the host's IPv4 addresses."""
     from containerkit.network import uplinks
 
     return sorted(each for each in uplinks.host_addresses() if ":" not in each)
 
 
 def with_files_of_etc(directory: str) -> None:
-    """Make what the files of a network's are mounted on."""
+    """Make the files on which a network's files are mounted."""
     os.makedirs(os.path.join(directory, "etc"), exist_ok=True)
     for name in ("hosts", "resolv.conf"):
         with open(os.path.join(directory, "etc", name), "a", encoding="ascii"):
@@ -178,7 +178,7 @@ def with_files_of_etc(directory: str) -> None:
 
 @attrs.frozen
 class Found:
-    """What was measured: the starts, and what is told beside them."""
+    """The results: the starts, and further figures."""
 
     series: dict[str, Series]
     first: dict[str, list[float]]
@@ -187,7 +187,7 @@ class Found:
 
 
 def look(asked: argparse.Namespace) -> Found:
-    """Measure all of it."""
+    """Measure everything."""
     with ExitStack() as stack:
         floor = stack.enter_context(Floor())
         with_files_of_etc(floor.directory)
@@ -217,7 +217,7 @@ def look(asked: argparse.Namespace) -> Found:
 
 
 def up(root: RootFS, count: int, **wishes: LiveNetwork) -> float:
-    """Return how many seconds it takes until so many containers are up."""
+    """Return the seconds until this number of containers is running."""
     with ExitStack() as all_of_them:
         began = time.perf_counter()
         for _ in range(count):
@@ -226,7 +226,7 @@ def up(root: RootFS, count: int, **wishes: LiveNetwork) -> float:
 
 
 def measure(asked: argparse.Namespace) -> Report:
-    """Measure, and compare."""
+    """Measure and compare."""
     found = look(asked)
     rows = [
         (each.name, f"{each.median / 1000:.3f} ms", f"{each.quantile(0.95) / 1000:.3f} ms")

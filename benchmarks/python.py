@@ -1,4 +1,4 @@
-"""What composes containers for Python programs: asyncio, executors beside those of the standard library, pytest."""
+"""Interfaces for Python programs: asyncio, executors compared with those of the standard library, pytest."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def longest_block(commands: int) -> float:
 
 
 def rungs(stack: ExitStack) -> list[Rung]:
-    """Return what is measured; what it needs is closed by the stack."""
+    """Return the rungs. The stack closes their resources."""
     loop = stack.enter_context(asyncio.Runner())
     found = [
         Rung("run", lambda: timed(lambda: run(["true"]))),
@@ -116,7 +116,7 @@ def _pytest(directory: str, text: str) -> float:
 
 
 def measure(asked: argparse.Namespace) -> Report:
-    """Measure all of them, interleaved."""
+    """Measure all rungs, interleaved."""
     with ExitStack() as stack:
         taken = interleave(rungs(stack), asked.samples)
     rows = [(name, f"{series.median / 1000:.2f}", _rate(name, series)) for name, series in taken.items()]

@@ -1,4 +1,4 @@
-"""Where a start spends its time: the duration of each step of the plan of ``run()``.
+"""The duration of each step of the plan of ``run()``.
 
 A copy of the C interpreter is built with a clock around each step (``steps.c``) and walks the real plan. The clock
 costs about 0.1 microseconds per step, so the sum is slightly more than the time of a start.

@@ -102,7 +102,7 @@ def from_asyncio(start: Callable[[], object], tasks: int, seconds: float) -> int
     return asyncio.run(all_of_them())
 
 
-def bear(name: str, drive: Callable[[float], int], seconds: float) -> Load:
+def run_load(name: str, drive: Callable[[float], int], seconds: float) -> Load:
     """Run a load and measure what it leaves behind."""
     before = network_namespaces()
     peak = before or 0
@@ -168,13 +168,13 @@ def measure(asked: argparse.Namespace) -> Report:
         for net, start in zip(NETWORKS, starts, strict=True):
             start()
             loads += [
-                bear(f"{net}, {threads} threads", partial(from_threads, start, threads), asked.seconds)
+                run_load(f"{net}, {threads} threads", partial(from_threads, start, threads), asked.seconds)
                 for threads in THREADS
             ]
-            loads.append(bear(f"{net}, asyncio, 4 tasks", partial(from_asyncio, start, 4), asked.seconds))
+            loads.append(run_load(f"{net}, asyncio, 4 tasks", partial(from_asyncio, start, 4), asked.seconds))
         for name, start in peers(floor.directory, stack.enter_context(tempfile.TemporaryDirectory())):
             loads += [
-                bear(f"{name}, {threads} threads", partial(from_threads, start, threads), asked.seconds)
+                run_load(f"{name}, {threads} threads", partial(from_threads, start, threads), asked.seconds)
                 for threads in THREADS
             ]
         spawn_us = quantile(sorted(floor.spawn(floor.true) for _ in range(FLOOR_SAMPLES)), 0.5)

@@ -1,4 +1,4 @@
-"""What all tests share: which interpreter walks the tapes, what a test must not leave behind, what was skipped and why."""
+"""Shared fixtures and hooks: the interpreter of tapes, the check for leaks, and the summary of skipped tests."""
 
 import contextlib
 import faulthandler
@@ -54,7 +54,7 @@ def pytest_configure(config):
         directory = tempfile.mkdtemp(prefix="pytest-")  # short, since paths of sockets lie below
         config.option.basetemp = f"{directory}/run"
         config.add_cleanup(functools.partial(_remove_tree, directory))
-    if os.geteuid() and "XDG_RUNTIME_DIR" not in os.environ:  # no session manager has made one
+    if os.geteuid() and "XDG_RUNTIME_DIR" not in os.environ:  # without a session manager there is none
         directory = tempfile.mkdtemp(prefix="containerkit-")
         config.add_cleanup(functools.partial(shutil.rmtree, directory, ignore_errors=True))
         os.environ["XDG_RUNTIME_DIR"] = directory
@@ -63,7 +63,7 @@ def pytest_configure(config):
 def _remove_tree(directory):
     with open("/proc/self/mountinfo") as file:
         if any(line.split()[4].startswith(f"{directory}/") for line in file):
-            return  # what a test has left mounted there may be anything
+            return  # a test may have left mounts there
     subprocess.run(["rm", "-rf", "--", directory], check=False)  # shutil's removal recurses
 
 
@@ -76,7 +76,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers():
-    """Take two workers for each processor: for most of their time the tests wait, for the kernel and for each other."""
+    """Use two workers for each processor, because tests wait most of the time, for the kernel and for each other."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     return 2 * len(os.sched_getaffinity(0))
@@ -98,7 +98,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave the slow tests to the nightly run, unless they are asked for."""
+    """Deselect the slow tests, except in the nightly run and on request."""
     asked = config.option.markexpr or any("::" in argument for argument in config.args)
     if asked or os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
         return
@@ -109,7 +109,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """Let each test collect its own garbage alone: to look through all that was imported took half of the run."""
+    """Freeze imported objects, so that each test collects only its own garbage. Otherwise this takes half of the run."""
     gc.collect()
     gc.freeze()
 
@@ -123,9 +123,9 @@ def pytest_runtest_setup(item):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_timeout_set_timer(item, settings):
-    """End a process whose test takes too long, as pytest-timeout does, but say so where it is read, and end its children.
+    """End a process whose test takes too long, as pytest-timeout does, with a visible message, and end its children.
 
-    What pytest-timeout writes in a worker is lost. And while a child of the worker lives, it holds the pipe to the
+    The output of pytest-timeout in a worker is lost. And while a child of the worker lives, it holds the pipe to the
     controller, which then waits for the worker for ever.
     """
     if settings.method != "thread":
@@ -150,7 +150,7 @@ def _end_too_long(item, timeout_s):
 
 def _kill_tree(pid):
     with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGSTOP)  # it starts no others meanwhile
+        os.kill(pid, signal.SIGSTOP)  # so that it starts no others in the meantime
         below = children(pid)
         os.kill(pid, signal.SIGKILL)
         for child in below:
@@ -158,7 +158,7 @@ def _kill_tree(pid):
 
 
 def _open_directories():
-    """Let the users that some tests become reach the tests' directories."""
+    """Give the other users of some tests access to the tests' directories."""
     path = _configuration[0]._tmp_path_factory.getbasetemp()
     while path.name.startswith(("popen-", "pytest-", "run")):
         path.chmod(0o711)
@@ -166,7 +166,7 @@ def _open_directories():
 
 
 def use_interpreter(name):
-    """Let every plan be compiled for that interpreter from now on."""
+    """Compile every later plan for this interpreter."""
     from containerkit import _native
     from containerkit._native import compiled, reference
     from containerkit.container import run
@@ -190,7 +190,7 @@ def interpreter(request):
         use_interpreter(before)
 
 
-# --- What is left behind -----------------------------------------------------------------------------------------------
+# --- Leaks -----------------------------------------------------------------------------------------------
 
 _NUMBER = re.compile(r"\d+")
 _KEPT = re.compile(r"/run/containerkit/ids/|/proc/\d+/mounts$|\(deleted\)$")
@@ -216,7 +216,7 @@ _configuration = []
 
 
 def open_descriptors():
-    """Return what this process has open, as a count by kind: numbers of inodes and processes do not matter."""
+    """Return the open files of this process as a count by kind, without inode numbers and pids."""
     found = Counter()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -236,12 +236,12 @@ def children(pid="self"):
 
 
 def own_directory():
-    """Return the directory that pytest makes the tests' own in: nobody else's lie below it."""
+    """Return the directory of this run's temporary directories."""
     return str(_configuration[-1]._tmp_path_factory.getbasetemp())
 
 
 def mounts():
-    """Return the (id, mount point) pairs of what may be this run's own: others mount things at the same time."""
+    """Return (id, mount point) of the mounts that may belong to this run. Other programs mount at the same time."""
     with open("/proc/self/mountinfo") as file:
         found = {(line.split()[0], line.split()[4]) for line in file}
     below = f"{own_directory()}/"
@@ -281,7 +281,7 @@ def run_entries():
 
 
 def _is_own_record(path):
-    """Whether one of its files names a bundle of this run. Records that may not be read are others'."""
+    """Return whether one of its files names a bundle of this run. Unreadable records belong to others."""
     with contextlib.suppress(OSError):
         for name in os.listdir(path):
             with contextlib.suppress(OSError), open(f"{path}/{name}", "rb") as file:
@@ -295,7 +295,7 @@ _SLOW_S = 0.02
 
 
 def _collect():
-    """Collect garbage; set aside what is left of it once that takes long, so that the next test does not pay for it."""
+    """Collect garbage. If this takes long, freeze the remaining objects, so that the next test is not slowed down."""
     began = time.perf_counter()
     gc.collect()
     if time.perf_counter() - began > _SLOW_S:
@@ -303,7 +303,7 @@ def _collect():
 
 
 def _stagings():
-    """Return the stagings of this process: one is made anew when the mounts of the machine have changed."""
+    """Return the stagings of this process. A new one is made when the mounts of the host have changed."""
     from containerkit.start import staging
 
     return {id(kept) for _, kept in staging._keeper.kept.values()}
@@ -321,9 +321,9 @@ def _traces():
 
 
 def left_behind(before, stagings, patience_s=15):
-    """Return what is there now and was not before; waits a little, since the kernel reaps and unmounts lazily.
+    """Return the new resources. Wait a little, because the kernel reaps and unmounts lazily.
 
-    The namespaces of a staging that was made anew do not count: others have mounted something meanwhile.
+    The namespaces of a new staging do not count: it is made after other programs have mounted something.
     """
     deadline = time.monotonic() + patience_s
     while True:
@@ -340,7 +340,7 @@ def left_behind(before, stagings, patience_s=15):
 
 @functools.cache
 def warm_up():
-    """Make what a process makes once and keeps: the staging namespaces, init's memfd, the locked id ranges."""
+    """Make the resources that a process makes once and keeps: staging namespaces, the init's memfd, id ranges."""
     from containerkit import Container, ContainerError, Limits, Namespaces, RootFS, run
 
     release = tuple(int(word) for word in os.uname().release.split("-")[0].split(".")[:2])
@@ -363,7 +363,7 @@ def forked():
 
 @pytest.fixture
 def nothing_left():
-    """Hold a test to leaving no descriptor, child, mount, control group or file of containerkit's behind."""
+    """Check that a test leaves no descriptor, child, mount, control group or file of containerkit behind."""
     warm_up()
     before, stagings = _traces(), _stagings()
     yield
@@ -372,7 +372,7 @@ def nothing_left():
 
 @pytest.fixture
 def left_of():
-    """A function that does something and returns what it has left behind, as :func:`left_behind` does."""
+    """A function that calls another one and returns the resources that it left behind; see :func:`left_behind`."""
 
     def watch(do):
         before, stagings = _traces(), _stagings()
@@ -386,7 +386,7 @@ def left_of():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many tests were skipped for what, and how busy the workers were."""
+    """Print how many tests were skipped for which reason, and how busy the workers were."""
     scheduling = sys.modules.get("scheduling")  # of the controller
     if scheduling is not None and scheduling.BUSY_S:
         busy = ", ".join(f"{name} {busy_s:.0f} s" for name, busy_s in sorted(scheduling.BUSY_S.items()))

@@ -1,7 +1,7 @@
-"""The command lines as processes that are forked from one that has imported them.
+"""Run command lines in forks of a process that has already imported them.
 
-Such a process does what the program does, without the tenth of a second that an interpreter takes to import it. It is for
-tests of what commands do: those of how programs start, end and are interrupted start the programs themselves.
+A fork does the same as the program, without 0.1 s for the import. It is for
+tests of the effects of commands. Tests of how programs start, end and are interrupted start the programs themselves.
 """
 
 import atexit
@@ -25,11 +25,11 @@ MOST = 60_000
 PROGRAMS = {"containerkit": "containerkit.cli", "containerkit.oci": "containerkit.oci.main"}
 """The modules whose function ``main`` is the program."""
 
-# --- Where they are forked
+# --- The process that forks
 
 
 def serve(connection):
-    """Fork a process for each request, and report its wait status, until there is nobody to make one."""
+    """Fork a process for each request, and report its wait status, until the requesting side has ended."""
     import containerkit
     from containerkit import meanings
 
@@ -57,7 +57,7 @@ def serve(connection):
 
 
 def become(descriptors, program, words, environment, directory, mask):
-    """Be the program, in a process of its own, to the end."""
+    """Run the program in this process, to its end."""
     status = 1
     try:
         for number, descriptor in enumerate(descriptors):
@@ -85,12 +85,12 @@ def become(descriptors, program, words, environment, directory, mask):
 
 
 def opened(number):
-    """Return what the interpreter makes of a standard stream."""
+    """Return the file that the interpreter makes for a standard stream."""
     modes = ({}, {"mode": "w"}, {"mode": "w", "buffering": 1, "errors": "backslashreplace"})
     return open(number, closefd=False, **modes[number])
 
 
-# --- Where they are asked for
+# --- The tests' side
 
 
 _connections = []
@@ -109,7 +109,7 @@ def started():
 
 
 def run(program, words, *, env=None, cwd=None, input=None, streams=None, text=False, timeout=60):  # noqa: A002 - subprocess's name
-    """Do what :func:`subprocess.run` does with ``python -m PROGRAM WORDS``, and with ``capture_output``.
+    """Behave like :func:`subprocess.run` with ``python -m PROGRAM WORDS`` and ``capture_output``.
 
     The test, or a fixture of it, needs the fixture ``forked``. ``input`` is short. Without it, stdin is the null device.
     With ``streams``, which are three descriptors, nothing is captured.
@@ -148,7 +148,7 @@ def run(program, words, *, env=None, cwd=None, input=None, streams=None, text=Fa
 
 
 def source(content, opened):
-    """Return a descriptor to read the content from."""
+    """Return a descriptor from which the content can be read."""
     if content is None:
         return opened.enter_context(open(os.devnull)).fileno()
     data = content.encode() if isinstance(content, str) else content
@@ -167,7 +167,7 @@ def mask():
 
 
 def read_all(readers, timeout):
-    """Read each of the files to its end, and return what was read by name."""
+    """Read each file to its end, and return the contents by name."""
     told = dict.fromkeys(readers, b"")
     with selectors.DefaultSelector() as selector:
         for name, file in readers.items():

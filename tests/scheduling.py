@@ -1,4 +1,4 @@
-"""Which tests run in one worker, and what a worker gets next."""
+"""Scheduling of tests: which tests run in one worker, and which test a worker gets next."""
 
 import functools
 import os
@@ -56,7 +56,7 @@ SAME_FOR_EVERY_USER = frozenset(
         "test_adapters",
         "test_cli_program",
         "test_cli_terminal",
-        "test_depth",  # walks, which hold whoever walks; a user with a single id skips those that change owners
+        "test_depth",  # slow walks of trees; a user with a single id skips those that change owners
         "test_executor_elsewhere",
         "test_fleet_clusters",
         "test_fleet_kubernetes",
@@ -85,7 +85,7 @@ def _has_module_fixtures(path):
 
 
 class Scheduling(LoadScopeScheduling):
-    """Keeps on one worker, one after the other, what would disturb itself on two; hands out the rest one by one.
+    """Keeps tests that would disturb each other on one worker, and distributes the others one by one.
 
     The tests of a module stay together, too, if they share something that is made once for the module. The largest
     groups come first. A scheduler, since pytest-xdist 3.8 loses its groups with pytest 9.2.
@@ -104,20 +104,20 @@ class Scheduling(LoadScopeScheduling):
         nodeid = self.registered_collections[node][item_index]
         scope = self._split_scope(nodeid)
         del self.assigned_work[node][scope][nodeid]
-        if not self.assigned_work[node][scope]:  # or each call would look through all that was ever done
+        if not self.assigned_work[node][scope]:  # otherwise each call would search all finished tests
             del self.assigned_work[node][scope]
         self._reschedule(node)
 
     def _reschedule(self, node):
         if node.shutting_down or node not in self.registered_collections:
             return
-        while self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:  # none begins without a successor
+        while self.workqueue and self._pending_of(self.assigned_work[node]) <= 2:  # no test begins without a successor
             self._assign_work_unit(node)
         if not self.workqueue:
             node.shutdown()
 
     def remove_node(self, node):
-        """Give what a worker left to the others, but not the test that ended it."""
+        """Give the remaining tests of a worker to others, except the test that ended it."""
         left = self.assigned_work.pop(node)
         if not left:
             return None

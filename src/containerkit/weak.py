@@ -1,4 +1,4 @@
-"""Weak references that run no Python code when their object goes.
+"""Weak references that run no Python code when their object is freed.
 
 The containers of :mod:`weakref` register a callback in Python. A signal handler can run inside it, and Python discards
 an exception that is raised there: an interruption would be lost.
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["WeakMembers", "WeakValues"]
 
 Member = TypeVar("Member")
-_SPARE = 32  # dead references that are kept before the first search for them
+_SPARE = 32  # the number of dead references before the first search for them
 
 
 class WeakMembers(Generic[Member]):
-    """A set of objects that do not live longer because they are in it. Any thread may use it.
+    """A set that does not keep its members alive. Any thread may use it.
 
     Args:
         members: hashable objects that accept weak references.
@@ -38,7 +38,7 @@ class WeakMembers(Generic[Member]):
         self._references.add(ref(member))
         if len(self._references) > self._limit:
             for each in list(self._references):
-                if each() is None:  # it never refers to anything again, so that no other thread can need it
+                if each() is None:  # a dead reference stays dead, so no other thread needs it
                     self._references.discard(each)
             self._limit = 2 * len(self._references) + _SPARE
 
@@ -58,7 +58,7 @@ class WeakMembers(Generic[Member]):
 
 
 class WeakValues(Generic[Member]):
-    """A dictionary whose values do not live longer because they are in it. Its user holds a lock."""
+    """A dictionary that does not keep its values alive. The caller must hold a lock."""
 
     __slots__ = ("_limit", "_references")
 

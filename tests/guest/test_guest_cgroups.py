@@ -24,7 +24,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tim
 CONTAINERS = ["tests/integration/test_container_limits.py", "tests/integration/test_container_pause.py"]
 
 
-def test_guest_hands_back_output_and_status():
+def test_guest_returns_output_and_status():
     done = run_in_guest(
         ["sh", "-c", "cat /sys/fs/cgroup/cgroup.controllers; echo $WORD; exit 7"], environment={"WORD": "a b"}
     )

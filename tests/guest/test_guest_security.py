@@ -72,7 +72,7 @@ def test_memory_of_the_kernel_is_not_held_by_the_mask_alone(said):
 
 
 @pytest.mark.parametrize("which", ["sysrq", "sysrq unmasked"])
-def test_magic_key_can_not_be_pressed(said, which):
+def test_sysrq_cannot_be_triggered(said, which):
     status, _, error = said[which]
     assert 0 != status
     assert "Read-only" in error or "Permission denied" in error

@@ -32,7 +32,7 @@ class Cluster:
         refuse: the number of next requests that get status 503.
         lose: the number of next answers to POST that are lost after the request was performed.
         throttle: the number of next POSTs that get status 429, and are to wait for ``Retry-After``.
-        conflicts: the number of next requests for Jobs that get status 409, because something changed meanwhile.
+        conflicts: the number of next requests for Jobs that get status 409, because the object changed in the meantime.
         cut: the number of next watches that are cut off at once; ``expire``: the number that get "too old" as an event,
             ``gone``: the number that get it as their status.
         token: the only one that is accepted now.

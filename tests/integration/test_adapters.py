@@ -21,7 +21,7 @@ def executor():
         yield made
 
 
-def test_smolagents_keeps_variables_and_tells_outputs(executor):
+def test_smolagents_keeps_variables_and_reports_outputs(executor):
     executor("x = 40")
     done = executor("print('hi')\nx + 2")
     assert (done.output, done.logs, done.is_final_answer) == ("42", "hi\n", False)
@@ -181,7 +181,7 @@ def test_llm_sandbox_refuses_ways_out(session, tmp_path):
         session.copy_from_runtime("/sandbox/link", str(tmp_path / "out"))
 
 
-def test_llm_sandbox_refuses_what_it_has_not(session):
+def test_llm_sandbox_refuses_unsupported_features(session):
     from llm_sandbox import SandboxSession
     from llm_sandbox.exceptions import ContainerError, LibraryInstallationNotSupportedError
 

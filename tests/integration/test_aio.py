@@ -187,7 +187,7 @@ def test_output_without_capture(go, capfd):
 
 
 @pytest.mark.root
-def test_run_tells_of_memory(go):
+def test_run_reports_memory(go):
     if os.geteuid() != 0:
         pytest.skip("needs root: control groups")
     code = "x = bytearray(200_000_000)"
@@ -372,7 +372,7 @@ def test_popen_in_a_terminal(go):
     assert go(main()).replace(b"\r", b"").splitlines()[-1] == b"got line"
 
 
-def test_one_that_is_forgotten_is_told_and_ended():
+def test_forgotten_container_is_warned_about_and_stopped():
     async def main():
         await aio.popen(["sleep", "1234.5"])
 

@@ -40,7 +40,7 @@ def running(oci, bundle):
     return oci.start_one(bundle)
 
 
-def test_attach_tells_what_it_is(oci, running):
+def test_attached_container_reports_its_properties(oci, running):
     with Container.attach(ONE, oci.root) as c:
         assert (running, "running", ONE) == (c.pid, c.state, c.id)
         assert f"<Container {ONE} running, pid {running}>" == repr(c)
@@ -132,7 +132,7 @@ def test_attach_lets_go_and_leaves_it_running(oci, running):
         c.run(["true"])
 
 
-def test_attach_outlived_by_what_it_started(oci, running):
+def test_attach_outlived_by_a_process_it_started(oci, running):
     with Container.attach(ONE, oci.root) as c:
         p = c.popen(["sleep", "100"])
     assert p.poll() is None
@@ -140,7 +140,7 @@ def test_attach_outlived_by_what_it_started(oci, running):
     assert -9 == p.wait()
 
 
-def test_attach_refuses_what_is_not_there(oci, running):
+def test_attach_refuses_an_unknown_container(oci, running):
     before = descriptors()
     with pytest.raises(StateError, match=rf"'{TWO}' does not exist: 'containerkit ps --all --root"):
         Container.attach(TWO, oci.root)
@@ -151,7 +151,7 @@ def test_attach_refuses_what_is_not_there(oci, running):
     assert before == descriptors()
 
 
-def test_attach_refuses_one_that_has_stopped(oci, bundle):
+def test_attach_refuses_a_stopped_container(oci, bundle):
     oci.start_one(bundle.runs("sleep", "100"))
     before = descriptors()
     with Container.attach(ONE, oci.root) as c:
@@ -185,7 +185,7 @@ def test_attach_sees_a_pause_and_leaves_it_to_the_command(oci, running):
             c.start()
 
 
-def test_attach_to_one_that_waits_for_its_start(oci, bundle):
+def test_attach_to_a_container_that_waits_for_its_start(oci, bundle):
     oci.create(bundle.runs("sleep", "100"))
     with Container.attach(ONE, oci.root) as c:
         assert "created" == c.state
@@ -202,7 +202,7 @@ def ps(*words):
     return shown.stdout
 
 
-def test_ps_lists_what_is_on_record(oci, bundle, running):
+def test_ps_lists_recorded_containers(oci, bundle, running):
     other = bundle.clone(bundle.path.parent / "other").runs("true")
     oci.start_one(other, TWO)
     oci.wait(TWO)

@@ -224,7 +224,7 @@ def test_clone_of_flags_that_exclude_each_other_is_refused():
     assert (errno.EINVAL, "flags 0x20200") == (caught.value.errno, caught.value.filename)
 
 
-def test_pidfd_tells_the_end_and_then_refuses_signals():
+def test_pidfd_reports_the_end_and_then_refuses_signals():
     pid = calls.clone()
     if pid == 0:
         while True:
@@ -352,7 +352,7 @@ def test_capset_drops_for_this_thread_alone():
 
 
 @needs_root
-def test_capset_never_raises_what_is_not_permitted():
+def test_capset_never_raises_capabilities_that_are_not_permitted():
     def grow():
         calls.capset(0, 0, 0)
         with pytest.raises(PermissionError):
@@ -426,7 +426,7 @@ def test_setns_of_another_kind_names_the_namespace():
     assert caught.value.filename.startswith("uts:[")
 
 
-def test_ns_ioctls_tell_kind_owner_and_parent():
+def test_ns_ioctls_return_kind_owner_and_parent():
     with open("/proc/self/ns/uts") as uts, open("/proc/self/ns/user") as user:
         assert k.CLONE_NEWUTS == calls.ns_get_nstype(uts.fileno())
         owner = calls.ns_get_userns(uts.fileno())

@@ -101,7 +101,7 @@ def test_second_owner_in_the_subtree_steps_aside_too(subtree):
     assert unprivileged(subtree, script) == "1\n"
 
 
-def test_company_in_the_own_group_is_told_as_the_reason(subtree):
+def test_other_processes_in_the_own_group_are_named_as_the_reason(subtree):
     script = f"""
     try:
         CGroup.create("job", Limits({WISH}))
@@ -112,7 +112,7 @@ def test_company_in_the_own_group_is_told_as_the_reason(subtree):
     assert unprivileged(subtree, script, company=True) == "16 True\n[]\n"
 
 
-def test_controller_that_was_not_delegated_says_what_would_provide_it(subtree):
+def test_error_of_a_controller_that_was_not_delegated_names_the_remedy(subtree):
     script = """
     for wish in (Limits(memory="64M"), Limits(cpus=1)):
         try:

@@ -131,7 +131,7 @@ def test_pids_stop_a_fork_bomb():
 
 
 @needs("devices")
-def test_devices_that_are_not_allowed_can_not_be_opened():
+def test_devices_that_are_not_allowed_cannot_be_opened():
     script = (
         READY
         + "for name in ('null', 'zero', 'random'):\n try: open('/dev/' + name, 'rb'); print(name)\n except PermissionError: pass\n"

@@ -43,7 +43,7 @@ def kinds(events, timeout_s=30.0):
     return found
 
 
-def test_events_tell_an_out_of_memory_kill(group):
+def test_events_report_an_out_of_memory_kill(group):
     with group.events(["oom", "oom_kill"]) as events:
         assert events.wait(0) is None
         with python(group, READY + "x = bytearray(100 << 20)") as process:
@@ -51,7 +51,7 @@ def test_events_tell_an_out_of_memory_kill(group):
         assert sorted(kinds(events)) == ["oom", "oom_kill"]
 
 
-def test_events_count_what_came_together(group):
+def test_events_count_occurrences_that_came_together(group):
     with group.events(["oom_kill"]) as events:
         for _ in range(2):
             with python(group, READY + "x = bytearray(100 << 20)") as process:
@@ -62,7 +62,7 @@ def test_events_count_what_came_together(group):
         assert counts == 2
 
 
-def test_events_tell_populated_and_empty(group):
+def test_events_report_populated_and_empty(group):
     needs_version_2(group)
     with group.events(["populated", "empty"]) as events:
         with python(group, SLEEP):
@@ -70,7 +70,7 @@ def test_events_tell_populated_and_empty(group):
         assert events.wait(3) == Event(kind="empty")
 
 
-def test_events_tell_frozen_and_thawed(group):
+def test_events_report_frozen_and_thawed(group):
     needs_version_2(group)
     with python(group, SPIN), group.events(["frozen", "thawed"]) as events:
         group.freeze()
@@ -80,7 +80,7 @@ def test_events_tell_frozen_and_thawed(group):
 
 
 @pytest.mark.skipif(version("pids") != 2, reason="the pids controller is on version 1, whose kernel tells nobody")
-def test_events_tell_a_refused_fork(group):
+def test_events_report_a_refused_fork(group):
     script = (
         READY
         + "import os, time\nfor _ in range(6):\n try:\n  if os.fork() == 0: time.sleep(60)\n except OSError: pass\ntime.sleep(60)"
@@ -90,7 +90,7 @@ def test_events_tell_a_refused_fork(group):
 
 
 @pytest.mark.skipif(version("memory") != 2, reason="the memory controller is on version 1")
-def test_events_tell_memory_high():
+def test_events_report_memory_high():
     with (
         CGroup.create(limits=Limits(memory_high="16M", memory="256M")) as group,
         group.events(["memory_high"]) as events,
@@ -100,7 +100,7 @@ def test_events_tell_memory_high():
 
 
 @pytest.mark.skipif(version("pids") != 1, reason="the pids controller is on version 2")
-def test_events_refuse_what_no_file_tells(group):
+def test_events_refuse_kinds_that_no_file_reports(group):
     with pytest.raises(UnsupportedError, match="pids_max"):
         group.events(["pids_max"])
 
@@ -204,6 +204,6 @@ def test_pressure_comes_among_the_events():
         {"resource": "io", "stall_us": 3_000_000},
     ],
 )
-def test_pressure_trigger_refuses_what_can_not_be_meant(wish):
+def test_pressure_trigger_refuses_invalid_values(wish):
     with pytest.raises(SpecError):
         PressureTrigger(**wish)

@@ -57,7 +57,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified
 """
 
 
-def test_group_in_a_namespace_of_its_own_lies_beneath_what_is_seen_there():
+def test_group_in_a_namespace_of_its_own_is_below_the_visible_root():
     with CGroup.create("outer", Limits(memory="200M", pids=32)) as outer:
         leaf = outer.create_leaf("init")
         script = """
@@ -73,7 +73,7 @@ def test_group_in_a_namespace_of_its_own_lies_beneath_what_is_seen_there():
         assert not [name for part in leaf.parts for name in part.groups() if name != "supervisor"]
 
 
-def test_read_only_hierarchies_serve_nothing_and_the_error_says_so():
+def test_read_only_hierarchies_are_unusable_and_the_error_names_them():
     shell = "for point in $(grep ' - cgroup' /proc/self/mountinfo | cut -d' ' -f5); do mount -o remount,bind,ro $point; done"
     script = """
     try:

@@ -40,7 +40,7 @@ def test_group_is_there_within_and_gone_after():
     assert "removed" in repr(group)
 
 
-def test_group_kills_what_is_left_in_it_at_the_end():
+def test_group_kills_remaining_processes_at_the_end():
     with CGroup.create() as group, python(group, SLEEP) as process:
         group.__exit__(None, None, None)
         assert process.wait(5) == -signal.SIGKILL
@@ -95,7 +95,7 @@ def test_bad_parent_is_refused_before_anything_is_made(parent):
         CGroup.create(parent=parent)
 
 
-def test_refused_value_takes_back_what_was_made():
+def test_refused_value_removes_the_group_again():
     before = fds()
     with pytest.raises(SetupError) as caught:
         CGroup.create("half", Limits(memory="64M", cpus=1, cpu_burst_us=10**9))
@@ -104,13 +104,13 @@ def test_refused_value_takes_back_what_was_made():
     assert fds() == before
 
 
-def test_unknown_controller_says_which_there_are():
+def test_error_of_an_unknown_controller_lists_the_available_ones():
     with pytest.raises(UnsupportedError, match="memory") as caught:
         CGroup.create(controllers=["memry"])
     assert caught.value.target == "memry"
 
 
-def test_missing_controller_says_what_would_provide_it():
+def test_error_of_a_missing_controller_names_the_remedy():
     name = next((name for name in ("misc", "rdma", "net_prio", "net_cls") if not version(name)), None)
     if name is None:
         pytest.skip("every controller is served here")
@@ -401,7 +401,7 @@ class _Vanishing(Directory):
         return opened
 
 
-def test_group_that_another_sweep_removes_meanwhile_counts_as_empty():
+def test_group_that_another_sweep_removes_counts_as_empty():
     """The kernel answers ENODEV then. It would fail the start of a container, which sweeps first."""
     unified = next((mount.mount_point for mount in mountinfo.read() if mount.filesystem == "cgroup2"), None)
     if unified is None:

@@ -39,7 +39,7 @@ def test_an_invalid_partition_is_refused_with_the_kernels_reason(limits):
     assert "cpuset_cpus" in refused.value.hint
 
 
-def test_a_partition_below_a_group_that_is_none_is_refused():
+def test_a_partition_below_a_group_that_is_no_partition_is_refused():
     with (
         CGroup.create(limits=Limits(cpuset_cpus=LAST)) as group,
         pytest.raises(SetupError, match="not a partition root"),

@@ -86,7 +86,7 @@ def test_one_scope_serves_all_groups_of_a_process():
     assert run(script) == "True\n"
 
 
-def test_manager_that_can_not_be_reached_says_what_to_do(tmp_path):
+def test_error_of_an_unreachable_manager_names_the_remedy(tmp_path):
     former = os.environ.get("XDG_RUNTIME_DIR")
     os.environ["XDG_RUNTIME_DIR"] = str(tmp_path)
     try:

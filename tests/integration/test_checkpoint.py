@@ -297,7 +297,7 @@ def test_clocks_go_on(root, images):
 
 
 @pytest.mark.parametrize("kept", ["host network", "host ids", "bound", "read-only"])
-def test_what_lies_outside_is_found_again(root, images, tmp_path, kept):
+def test_files_outside_are_found_again(root, images, tmp_path, kept):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared/name").write_text("outside")
     mounts = [Mount.bind(tmp_path / "shared", "/srv"), Mount.bind(tmp_path / "shared/name", "/etc/name", readonly=True)]
@@ -545,7 +545,7 @@ def test_directory_that_others_can_write_to_is_refused(root, images):
         assert 0 == c.run(["true"]).returncode
 
 
-def test_record_that_is_none_is_refused(tmp_path):
+def test_file_that_is_no_record_is_refused(tmp_path):
     with pytest.raises(SetupError, match="must be the directory of a checkpoint"):
         Container.restore(tmp_path / "missing", criu=CRIU)
     with pytest.raises(SetupError, match=r"containerkit.json: No such file.*Container.checkpoint\(\) writes it"):
@@ -631,7 +631,7 @@ def test_directory_in_use_is_refused(root, images):
     images.mkdir()
     (images / "here").touch()
     with Container(RootFS.dir(root)) as c:
-        with pytest.raises(ValueError, match="must be missing or empty"):
+        with pytest.raises(ValueError, match="is not empty: choose an empty directory"):
             c.checkpoint(images, criu=CRIU)
         assert "running" == c.state
     assert ["here"] == [each.name for each in images.iterdir()]

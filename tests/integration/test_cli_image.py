@@ -1,4 +1,4 @@
-"""The command line for images, templates and registries, as people and scripts use it."""
+"""The command line for images, templates and registries, used by people and scripts."""
 
 import hashlib
 import json
@@ -70,7 +70,7 @@ def box():
 # --- What is in the store
 
 
-def test_import_keeps_what_it_is_told(small):
+def test_import_keeps_the_given_settings(small):
     name, _, digest = small.strip().partition("@")
     assert "docker.io/library/small:1" == name
     (found,) = json.loads(output("image", "inspect", "small:1"))
@@ -107,7 +107,7 @@ def test_list_of_nothing_is_its_titles():
     assert "" == output("image", "list", "-q")
 
 
-def test_history_tells_each_step(small):
+def test_history_lists_each_step(small):
     title, line = output("image", "history", "small:1").splitlines()
     assert ["CREATED", "SIZE", "CREATED BY", "COMMENT"] == [word.strip() for word in title.split("  ") if word]
     assert "import" in line
@@ -155,7 +155,7 @@ def test_remove_takes_one_name_and_prune_the_rest(small, tmp_path):
     assert "" == output("image", "list", "-q")
 
 
-def test_verify_tells_what_is_damaged(small, tmp_path):
+def test_verify_names_what_is_damaged(small, tmp_path):
     assert "" == output("image", "verify")
     (found,) = json.loads(output("image", "inspect", "small:1"))
     blob = tmp_path / "store/blobs/sha256" / found["layers"][0]["digest"][7:]
@@ -282,7 +282,7 @@ def test_build_takes_secrets_from_the_environment(context, monkeypatch):
 
 
 @needs_busybox
-def test_build_tells_the_line_that_failed(context):
+def test_build_names_the_line_that_failed(context):
     (context / "Dockerfile").write_text("FROM box:1\nRUN echo why; exit 3\n")
     done = cli("image", "build")
     assert (125, "") == (done.returncode, done.stdout)
@@ -384,7 +384,7 @@ def test_template_lists_all_of_them():
     assert "there is no template 'nix'" in complaint("template", "nix")
 
 
-def test_template_tells_its_own_options():
+def test_template_lists_its_own_options():
     text = output("template", "debian", "--help")
     for word in ("--suite SUITE", "--package PACKAGE", "--variant VARIANT", "minbase", "--into DIR", "--tag NAME"):
         assert word in text
@@ -526,7 +526,7 @@ def test_login_keeps_what_the_registry_takes(small, tmp_path, surroundings):
         (["logout", "a b"], "reference 'a b/any' is not of the form [registry[:port]/]repository[:tag][@digest]"),
     ],
 )
-def test_login_tells_what_is_missing(words, said):
+def test_login_names_what_is_missing(words, said):
     assert said == complaint(*words, input="")
 
 

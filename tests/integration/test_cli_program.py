@@ -58,7 +58,7 @@ def test_program_ends_without_the_end_of_the_interpreter():
     assert (0, "freed") == (control.returncode, control.stdout)
 
 
-def test_program_does_what_was_registered_for_the_end():
+def test_program_calls_functions_registered_at_exit():
     done = with_command("    import atexit; atexit.register(print, 'last'); return 4")
     assert (4, "last\n", "") == (done.returncode, done.stdout, done.stderr)
 
@@ -69,7 +69,7 @@ def test_program_waits_for_threads():
     assert (5, "late\n") == (done.returncode, done.stdout)
 
 
-def test_program_shows_what_nobody_expected():
+def test_program_shows_unexpected_exceptions():
     done = with_command("    raise RuntimeError('a bug')")
     assert 1 == done.returncode
     assert done.stderr.endswith("RuntimeError: a bug\n")
@@ -86,7 +86,7 @@ def test_program_leaves_no_container_of_a_command_that_forgot_it():
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["ps", "--help"], ["completion", "bash"]])
-def test_program_tells_that_its_output_finds_no_room(words):
+def test_program_reports_that_its_output_does_not_fit_on_the_disk(words):
     with open("/dev/full", "w") as full:
         done = subprocess.run([*PROGRAM, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert 125 == done.returncode
@@ -123,7 +123,7 @@ def test_program_hands_signals_on(number):
         assert 9 == process.wait(timeout=30)
 
 
-def test_program_is_told_by_python_to_stay():
+def test_program_stays_if_python_asks_for_it():
     """``python -i`` is for looking around after the end."""
     done = subprocess.run(
         [sys.executable, "-i", "-c", "import containerkit.cli as cli\ncli.main = lambda: 0\ncli.program()"],

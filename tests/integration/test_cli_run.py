@@ -61,7 +61,7 @@ def test_run_ends_as_the_command_does(words, expected):
         (["--bind", "/nonexistent", "true"], 125, "/nonexistent"),
     ],
 )
-def test_run_tells_what_could_not_be_started(words, expected, message):
+def test_run_names_the_program_that_could_not_be_started(words, expected, message):
     done = run(*words, text=True)
     assert expected == done.returncode
     assert done.stderr.startswith("containerkit: ")
@@ -289,7 +289,7 @@ def test_run_takes_set_id_bits(tmp_path):
 # --- Time and signals
 
 
-def test_run_kills_at_the_timeout_and_says_so():
+def test_run_kills_at_the_timeout_and_reports_it():
     began = time.monotonic()
     done = run("--timeout", "0.3", "--", "sh", "-c", "echo begun; sleep 60 & sleep 60", text=True)
     assert (124, "begun\n", "containerkit: sh: the timeout of 0.3 s expired\n") == (
@@ -298,7 +298,7 @@ def test_run_kills_at_the_timeout_and_says_so():
     assert time.monotonic() - began < 20
 
 
-def test_run_tells_the_time():
+def test_run_reports_the_time():
     done = run("--time", "--", "sh", "-c", "sleep 0.2; exit 4", text=True)
     figures = {line[:8].strip(): line[8:].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 4

@@ -146,7 +146,7 @@ def test_capability_that_the_kernel_does_not_know_is_an_error(monkeypatch):
         run(["true"], capabilities=Capabilities.all())
 
 
-def test_capability_that_the_caller_can_not_give_is_an_error():
+def test_capability_that_the_caller_cannot_give_is_an_error():
     if os.geteuid() != 0:
         pytest.skip("sharing the user namespace takes root")
     with open("/proc/self/status") as file:
@@ -165,7 +165,7 @@ def number_of(name):
     return NAMES.index(f"CAP_{name}")
 
 
-def test_landlock_that_the_kernel_can_not_hold_is_an_error(monkeypatch):
+def test_landlock_that_the_kernel_cannot_hold_is_an_error(monkeypatch):
     from containerkit.security import landlock
 
     monkeypatch.setattr(landlock, "abi", lambda: 3)
@@ -245,7 +245,7 @@ def test_coroutine_decides():
     assert "4712\n" == done.stdout
 
 
-def test_handler_that_fails_denies_and_is_heard_of():
+def test_handler_that_fails_denies_and_its_error_is_reported():
     def handler(request):
         raise RuntimeError(request.name)
 

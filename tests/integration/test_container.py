@@ -41,7 +41,7 @@ def test_state_from_created_to_stopped():
     assert "stopped" == container.state
 
 
-def test_repr_tells_name_state_and_pid():
+def test_repr_shows_name_state_and_pid():
     container = Container(id="web-1")
     assert "<Container web-1 created>" == repr(container)
     with container:
@@ -329,7 +329,7 @@ def test_command_that_is_no_program():
         assert errno.ENOEXEC == caught.value.errno
 
 
-def test_script_whose_interpreter_is_missing_says_so():
+def test_script_whose_interpreter_is_missing_is_reported_as_such():
     with Container() as container:
         container.files.write("/script", b"#!/no/such/shell\n", mode=0o755)
         with pytest.raises(SetupError, match="interpreter that it names"):

@@ -79,7 +79,7 @@ def test_memory_over_the_limit_ends_with_cause_oom(start):
 
 @needs("memory")
 @BOTH
-def test_child_that_is_killed_for_memory_is_told_by_the_cause(start):
+def test_child_that_is_killed_for_memory_is_reported_with_the_cause(start):
     script = (
         f"import subprocess, sys\nsys.exit(subprocess.run(['python3', '-SEc', '{EAT.format(200)}']).returncode != 0)"
     )
@@ -102,13 +102,13 @@ def test_check_raises_out_of_memory(start):
 
 @needs("memory")
 @BOTH
-def test_memory_limit_is_told_with_the_usage(start):
+def test_memory_limit_is_reported_with_the_usage(start):
     assert 80 << 20 == start(["true"], Limits(memory="80M")).usage.memory_limit_bytes
     assert start(["true"], Limits(cpus=1)).usage.memory_limit_bytes is None
 
 
 @needs("memory")
-def test_memory_limit_that_was_changed_is_the_one_that_is_told():
+def test_memory_limit_that_was_changed_is_the_one_that_is_reported():
     with container(limits=Limits(memory="80M")) as c:
         c.update(Limits(memory="90M"))
         assert 90 << 20 == c.run(["true"]).usage.memory_limit_bytes
@@ -203,7 +203,7 @@ def test_oom_of_one_run_is_not_the_others_cause():
 @BOTH
 def test_half_a_processor_is_half_a_processor(start):
     script = "from time import *\na, b = monotonic(), process_time()\nwhile monotonic() < a + 2: pass\nprint(process_time() - b)"
-    limits = Limits(cpus=0.5, cpu_weight=10000)  # the weight: what else the machine does shall not take it away
+    limits = Limits(cpus=0.5, cpu_weight=10000)  # the weight keeps other load of the host from taking the time
     for _ in range(3):
         done = start([*PYTHON, script], limits, text=True)
         share = float(done.stdout) / 2
@@ -215,7 +215,7 @@ def test_half_a_processor_is_half_a_processor(start):
 
 
 SPIN = "import time\nwhile time.process_time() < 0.2: pass"
-TENTH = Limits(cpus=0.1, cpu_weight=10000)  # the weight: what else the machine does shall not take it away
+TENTH = Limits(cpus=0.1, cpu_weight=10000)  # the weight keeps other load of the host from taking the time
 
 
 @needs("cpu")
@@ -238,7 +238,7 @@ def test_time_that_was_held_back_before_is_no_later_commands():
 
 
 @needs("cpu")
-def test_time_that_was_held_back_by_a_limit_that_came_meanwhile_is_not_told():
+def test_throttling_by_a_later_limit_is_not_reported():
     with container(limits=Limits(cpu_weight=100)) as c:
         assert 0 == c.run(["true"]).usage.throttled_us
         with c.popen(["sleep", "0.3"]) as process:

@@ -44,7 +44,7 @@ needs_unified = pytest.mark.skipif(
 
 @pytest.mark.skipif(version("freezer") != 2, reason="the freezer is on version 1 here")
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
-def test_a_user_without_a_group_of_its_own_is_told_how_to_get_one():
+def test_error_for_a_user_without_a_group_of_its_own_names_the_remedy():
     program = f"""
 from containerkit import Container, RootFS, UnsupportedError
 with Container(RootFS.host(idmap={MAPS_IDS})) as c:

@@ -110,7 +110,7 @@ def place(tmp_path_factory):
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("asked", ASKED)
-def test_want_of_descriptors_is_told(place, asked):
+def test_lack_of_descriptors_is_reported(place, asked):
     ASKED[asked](place)  # creates the objects that a process creates once
     told = []
     for count in range(14):

@@ -235,7 +235,7 @@ def test_memory_limit_that_killed_is_on_record(kept):
 # --- Starts that fail
 
 
-def test_program_that_is_not_there_is_told_and_leaves_nothing(kept):
+def test_missing_program_is_reported_and_leaves_nothing(kept):
     with pytest.raises(ProgramNotFoundError):
         kept.make("nosuch")
     assert [] == kept.new()
@@ -258,7 +258,7 @@ def test_program_that_is_not_there_is_told_and_leaves_nothing(kept):
         {"command": ["a\0b"]},
     ],
 )
-def test_values_that_can_not_be_are_refused_before_anything_is_made(kept, options):
+def test_values_that_cannot_be_are_refused_before_anything_is_made(kept, options):
     with pytest.raises(SpecError):
         Container().detach(options.pop("name", ""), **{"command": ["true"], **options})
     assert [] == kept.new()

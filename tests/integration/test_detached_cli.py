@@ -119,7 +119,7 @@ def test_files_are_copied_both_ways(kept, name, tmp_path):
     assert "one argument must be" in ck("cp", "/a", "/b", status=125)
 
 
-def test_terminal_is_attached_and_let_go(kept, name):
+def test_terminal_is_attached_and_detached(kept, name):
     ck("run", "-dit", "--name", name, "--", "sh")
     master, slave = pty.openpty()
     words = [sys.executable, "-m", "containerkit", "attach", name]
@@ -216,7 +216,7 @@ def test_unit_of_systemd_makes_it_again(kept, name):
         (("rm",), "name a container"),
     ],
 )
-def test_what_is_otherwise_here_says_what_to_use(kept, words, said):
+def test_options_that_differ_from_docker_name_the_replacement(kept, words, said):
     assert said in ck(*words, status=125)
     assert [] == kept.new()
 
@@ -256,12 +256,12 @@ def test_template_is_filled(template, expected):
 
 
 @pytest.mark.parametrize("template", ["{{.Z}}", "{{.A.Z}}", "{{if .A}}x{{end}}", "{{.C.D}}"])
-def test_template_that_can_not_be_filled_is_refused(template):
+def test_template_that_cannot_be_filled_is_refused(template):
     with pytest.raises(SpecError):
         formatted(template, {"A": {"B": 1}, "C": True})
 
 
-def test_keys_that_let_go():
+def test_keys_that_detach():
     assert (b"\x10\x11", b"a", b"") == (keys_of("ctrl-p,ctrl-q"), keys_of("a"), keys_of(""))
     for text in ("ctrl-", "ctrl-é", "ab", "ctrl-1"):
         with pytest.raises(SpecError):

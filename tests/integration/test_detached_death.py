@@ -26,7 +26,7 @@ def kept():
 
 
 @needs_groups
-def test_killed_keeper_takes_the_container_and_the_record_says_so(kept):
+def test_killed_keeper_ends_the_container_and_the_record_shows_it(kept):
     one = kept.make("sleep", "100", limits=Limits(pids=100))
     pid, groups = one.pid, one.last_run["groups"]
     os.kill(one.keeper, signal.SIGKILL)
@@ -167,7 +167,7 @@ def in_mounts_of_its_own(program):
 
 
 @needs_root
-def test_full_disk_of_the_logs_loses_output_and_says_so():
+def test_full_disk_of_the_logs_loses_output_and_is_reported():
     done = in_mounts_of_its_own("""
         import os, subprocess, time
         from containerkit import Container

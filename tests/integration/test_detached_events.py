@@ -42,7 +42,7 @@ def actions(one):
 # --- Events
 
 
-def test_life_is_told_in_order(kept, name):
+def test_events_of_a_life_are_in_order(kept, name):
     one = kept.shell("trap 'exit 3' USR1; echo up; while :; do sleep 0.01; done", name=name, labels={"a": "b"})
     wait_for(lambda: list(one.logs()))
     one.kill("USR1")
@@ -63,7 +63,7 @@ def test_life_is_told_in_order(kept, name):
     assert told == sorted(told, key=lambda e: e.time)
 
 
-def test_policy_and_removal_are_told(kept):
+def test_policy_and_removal_are_reported(kept):
     one = kept.shell("exit 4", restart="on-failure:1")
     wait_for(lambda: actions(one) == ["create", "start", "die", "start", "die"])
     restarts = [e.attributes["restarts"] for e in containerkit.events(id=one.id, action="start")]
@@ -85,7 +85,7 @@ def test_filters_and_times(kept, name):
         containerkit.events(nosuch="x")
 
 
-def test_follower_hears_what_comes(kept, name):
+def test_follower_receives_new_events(kept, name):
     words = [*CLI, "events", "--filter", f"container={name}", "--format", "{{.Action}} {{.Actor.Attributes.name}}"]
     with subprocess.Popen([*words, "--since", "1s"], stdout=subprocess.PIPE, text=True) as follower:
         one = kept.make("sleep", "100", name=name)
@@ -225,7 +225,7 @@ def test_options_of_a_shell(kept, name):
         {"health_command": ["true"], "healthcheck": False},
     ],
 )
-def test_checks_that_can_not_be_are_refused(kept, options):
+def test_checks_that_cannot_be_are_refused(kept, options):
     with pytest.raises(SpecError, match="health"):
         kept.make("true", **options)
     assert [] == kept.new()

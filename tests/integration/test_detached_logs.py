@@ -79,7 +79,7 @@ def test_tail_since_and_until(kept):
 
 
 @pytest.mark.parametrize("options", [{"since": "yesterday"}, {"until": object()}, {"tail": -1}, {"tail": True}])
-def test_times_and_numbers_that_can_not_be_are_refused(kept, options):
+def test_times_and_numbers_that_cannot_be_are_refused(kept, options):
     one = kept.make("true")
     with pytest.raises(SpecError):
         one.logs(**options)

@@ -126,7 +126,7 @@ def test_the_control_group_may_withhold_writing():
 
 
 @root
-def test_a_user_is_told_which_device_it_may_not_use():
+def test_error_names_the_device_that_a_user_may_not_use():
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         node = f"{directory}/n"

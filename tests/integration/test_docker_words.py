@@ -176,7 +176,7 @@ def test_save_to_stdout_replaces_no_name(ck, tmp_path):
     assert "box:1@" in ck(f"load -i {tmp_path}/linked.tar")
 
 
-def test_commands_that_are_elsewhere_say_so(ck):
+def test_commands_that_are_elsewhere_name_the_place(ck):
     for name, remedy in elsewhere.COMMANDS.items():
         if name not in cli.COMMANDS:
             assert remedy in ck(name, cli.FAILED)

@@ -31,7 +31,7 @@ def runner(request):
             yield container.run
 
 
-def test_error_of_a_failed_command_tells_the_end_of_its_stderr(runner):
+def test_error_of_a_failed_command_shows_the_end_of_its_stderr(runner):
     script = "i=0; while [ $i -lt 50 ]; do i=$((i+1)); echo line $i >&2; done; echo seen; exit 3"
     with pytest.raises(ExitError) as caught:
         runner(["sh", "-c", script], check=True, text=True)
@@ -40,7 +40,7 @@ def test_error_of_a_failed_command_tells_the_end_of_its_stderr(runner):
     assert [f"    line {number}" for number in range(41, 51)] == shown
 
 
-def test_error_tells_the_end_of_stdout_where_stderr_goes_there(runner):
+def test_error_shows_the_end_of_stdout_where_stderr_goes_there(runner):
     with pytest.raises(ExitError, match=r"exit status 1 \([^)]+\); the end of its stdout:\n    why$"):
         runner(["sh", "-c", "echo why >&2; exit 1"], stderr=STDOUT, check=True)
 
@@ -82,13 +82,13 @@ def test_errors_hold_the_whole_result_and_survive_pickling(runner):
     assert 0.5 <= late.value.result.duration_s < 10
 
 
-def test_error_of_a_filter_that_kills_says_so(runner):
+def test_error_of_a_filter_that_kills_names_the_filter(runner):
     kills = Seccomp.default().kill("sched_yield")
     with pytest.raises(ExitError, match=r"SIGSYS: 31> .*: it was killed for a system call"):
         runner(["python3", "-SEc", "import os; os.sched_yield()"], seccomp=kills, check=True)
 
 
-def test_error_of_too_much_output_says_so(runner):
+def test_error_of_too_much_output_names_the_limit(runner):
     with pytest.raises(ExitError, match=r"its output exceeded the limit \(hint: raise output_limit_bytes\)"):
         runner(["sh", "-c", "while :; do echo y; done"], output_limit_bytes=1000, check=True)
 

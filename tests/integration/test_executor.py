@@ -158,7 +158,7 @@ def test_initializer(kind):
         assert [made.submit(look).result() for _ in range(3)] == ["given"] * 3
 
 
-def test_initializer_that_fails_is_told():
+def test_initializer_that_fails_is_reported():
     def begin():
         raise ValueError("mine")
 
@@ -268,7 +268,7 @@ def test_other_results_are_refused_with_the_remedy(pool):
             pool.submit(give).result()
 
 
-def test_exceptions_of_other_classes_are_told_by_name(pool):
+def test_exceptions_of_other_classes_are_reported_by_name(pool):
     def fail():
         class MineError(Exception):
             pass

@@ -59,7 +59,7 @@ def test_joblib_makes_each_call_in_a_container_of_its_own(joblib, shared):
         assert 2 == run._effective_n_jobs()
 
 
-def test_joblib_hears_of_exceptions_and_goes_on(joblib, shared):
+def test_joblib_receives_exceptions_and_goes_on(joblib, shared):
     with joblib.parallel_config("containerkit", executor=shared):
         with pytest.raises(ZeroDivisionError):
             joblib.Parallel()(joblib.delayed(divmod)(1, n) for n in (1, 0, 2))

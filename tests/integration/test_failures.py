@@ -148,7 +148,7 @@ def test_each_operation_of_an_exec_that_fails_names_itself_and_leaves_the_contai
         assert 0 == box.run(["true"]).returncode
 
 
-def test_error_tells_operation_target_cause_and_remedy():
+def test_error_names_operation_target_cause_and_remedy():
     with pytest.raises(SetupError) as caught:
         run(["true"], cwd="/nowhere")
     assert re.fullmatch(
@@ -186,7 +186,7 @@ def test_first_steps_that_fail_in_the_first_process():
             assert ("fchdir", errno.EBADF) == (caught.value.operation, caught.value.errno)
 
 
-def test_failure_after_the_first_process_has_left_is_heard_under_shared_descriptors():
+def test_failure_after_the_first_process_has_left_is_reported_under_shared_descriptors():
     """The processes share the caller's descriptors, the error pipe among them."""
     pid = plans.Slot("pid")
     steps = (
@@ -255,7 +255,7 @@ def test_number_of_a_failed_step_may_be_anything(index):
     assert error.operation in ("umask", "setsid")
 
 
-def test_plan_whose_process_is_killed_says_so():
+def test_plan_whose_process_is_killed_reports_it():
     """Its slots are empty then. The one that was filled before is closed."""
     here = Slot("here")
     steps = [
@@ -263,5 +263,5 @@ def test_plan_whose_process_is_killed_says_so():
         plans.call("exit", 9),
         plans.open_at(k.AT_FDCWD, b"/", os.O_RDONLY | os.O_DIRECTORY, Slot("there")),
     ]
-    with pytest.raises(SetupError, match=r"make there: Operation canceled .*killed from outside"):
+    with pytest.raises(SetupError, match=r"make there: Operation canceled .*another process killed"):
         opened(steps, {}, ("here", "there"))

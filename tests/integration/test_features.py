@@ -207,7 +207,7 @@ def test_probe_sees_a_filter_that_kills():
 
 
 @needs_root
-def test_probe_of_an_ordinary_user():
+def test_probe_of_an_unprivileged_user():
     """The interpreter and the packages are copied to a directory that the user can read, without the extension."""
     python = shutil.which("python3", path="/usr/bin:/bin")
     setpriv = shutil.which("setpriv")

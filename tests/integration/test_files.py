@@ -86,7 +86,7 @@ def test_paths_that_are_not_there(box, path, number):
 
 
 @pytest.mark.parametrize("path", ["relative", "", "/a/../b", "/a\0b", 3, None, b"/x", "/" + "x" * 5000])
-def test_paths_that_can_not_be(box, path):
+def test_paths_that_cannot_be(box, path):
     with pytest.raises((SpecError, SetupError)) as caught:
         box.files.read(path)
     assert isinstance(caught.value, SpecError) or caught.value.errno == errno.ENAMETOOLONG

@@ -122,7 +122,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "told"), REFUSED, ids=[str(each[0])[:40] for each in REFUSED])
-def test_what_can_not_be_is_refused_before_anything_is_made(options, told, threads):
+def test_what_cannot_be_is_refused_before_anything_is_made(options, told, threads):
     with pytest.raises(SpecError, match=told):
         threads.submit(["true"], **options)
     assert threads.report().tasks == 0
@@ -193,7 +193,7 @@ def test_tasks_that_no_node_is_large_enough_for_are_refused(limits):
         Fleet(engine).container()
 
 
-def test_attempts_are_made_again_only_if_lost_and_only_as_often_as_asked():
+def test_attempts_are_repeated_only_if_lost_and_only_as_often_as_asked():
     engine = _Small()
     fleet = Fleet(engine)
     once, thrice = fleet.submit(["true"]), fleet.submit(["true"], retries=2)
@@ -378,7 +378,7 @@ def _lie(server):
 # --- Output, maps
 
 
-def test_lines_are_heard_while_the_command_runs(threads):
+def test_lines_are_received_while_the_command_runs(threads):
     heard = threading.Event()
     lines = []
     command = ["sh", "-c", "echo first; echo problem >&2; exec sleep 1000"]
@@ -479,7 +479,7 @@ def test_a_container_is_held_for_many_commands(nothing_left, processes):
         container.run(["true"])
 
 
-def test_a_held_container_that_does_not_start_says_why(threads, tmp_path):
+def test_a_held_container_that_does_not_start_reports_the_cause(threads, tmp_path):
     with pytest.raises(SpecError, match="missing"):
         threads.container(RootFS.dir(tmp_path / "missing")).start()
 

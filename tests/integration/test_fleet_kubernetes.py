@@ -107,13 +107,13 @@ def test_failures_are_those_of_run(fleet):
         ),
     ],
 )
-def test_what_can_not_start_is_told(fleet, cluster, state, error, told):
+def test_failure_to_start_is_reported(fleet, cluster, state, error, told):
     cluster.broken = state
     with pytest.raises(error, match=told):
         fleet.submit(["nosuch"], image=IMAGE).result(60)
 
 
-def test_lines_are_heard_while_they_are_written(fleet):
+def test_lines_are_received_while_they_are_written(fleet):
     lines, second = [], threading.Event()
 
     def heard(line):
@@ -147,7 +147,7 @@ def test_cancelled_task_leaves_no_job(fleet, cluster):
     assert all(each.poll() is not None for each in cluster.processes.values())
 
 
-def test_lost_node_is_told_or_tried_again(fleet, cluster):
+def test_task_of_a_lost_node_is_lost_or_repeated(fleet, cluster):
     lost = fleet.submit(["sleep", "1000"], image=IMAGE)
     wait_for(lambda: lost.node)
     cluster.lose_node()
@@ -161,7 +161,7 @@ def test_lost_node_is_told_or_tried_again(fleet, cluster):
     assert (b"again\n", 2) == (again.result(60).stdout, again.attempts)
 
 
-def test_pod_that_somebody_removes_is_lost(fleet, cluster):
+def test_pod_that_another_client_removes_is_lost(fleet, cluster):
     future = fleet.submit(["sleep", "1000"], image=IMAGE)
     wait_for(lambda: future.node)
     cluster.remove_pod(next(iter(cluster.pods)))
@@ -255,7 +255,7 @@ def test_task_whose_token_expires_is_lost_when_the_cluster_has_ended_it(fleet, c
 
 
 @pytest.mark.parametrize("how", ["evict", "remove_pod"])
-def test_evicted_pod_is_lost_or_tried_again(fleet, cluster, how):
+def test_task_of_an_evicted_pod_is_lost(fleet, cluster, how):
     lost = fleet.submit(["sleep", "1000"], image=IMAGE)
     wait_for(lambda: lost.node)
     getattr(cluster, how)(next(iter(cluster.pods)))
@@ -300,7 +300,7 @@ def test_cluster_without_user_namespaces_is_refused(fleet, cluster):
         ({"limits": Limits(memory="64G")}, "largest of 1 nodes"),
     ],
 )
-def test_what_a_pod_can_not_do_is_refused_before_anything_is_made(fleet, cluster, options, told):
+def test_what_a_pod_cannot_do_is_refused_before_anything_is_made(fleet, cluster, options, told):
     with pytest.raises(SpecError, match=told):
         fleet.submit(["true"], **{"image": IMAGE, **options})
     assert [] == cluster.seen

@@ -92,7 +92,7 @@ def test_build_command_signs_by_the_callers_agent_and_changes_nothing_in_it(agen
 
 
 @needs_agent
-def test_build_command_of_another_user_reaches_the_agent_only_where_told(agent, store):
+def test_build_command_of_another_user_reaches_the_agent_only_if_allowed(agent, store):
     line = "RUN --mount=type=ssh{} ssh-add -l"
     with pytest.raises(ExitError):
         build(store, "USER 7", line.format(""))

@@ -127,7 +127,7 @@ def test_build_entrypoint_drops_the_command_of_the_base_and_no_other(store):
     assert ("x",) == build(store, 'FROM box:1\nCMD ["x"]\nENTRYPOINT ["/bin/true"]\n').defaults.command
 
 
-def test_build_copies_files_as_told(store, context):
+def test_build_copies_files_as_instructed(store, context):
     (context / "a.txt").write_text("a")
     (context / "b.txt").write_text("b")
     (context / "run.sh").write_text("#!/bin/sh\n")
@@ -160,7 +160,7 @@ COPY --exclude=deep dir /partly/
     ) == output(image, "sh", "-c", script)
 
 
-def test_build_leaves_out_what_dockerignore_says(store, context):
+def test_build_leaves_out_files_listed_in_dockerignore(store, context):
     for name in ("kept", "gone.log", "build/x", "build/keep/y", "secret"):
         (context / name).parent.mkdir(parents=True, exist_ok=True)
         (context / name).write_text(name)
@@ -361,7 +361,7 @@ def test_build_twice_in_different_stores_gives_the_same_digest(store, base, cont
     assert 1_000_000_000 == max(member.mtime for member in members(two))
 
 
-def test_build_tells_what_failed_and_leaves_nothing(store):
+def test_build_names_the_failed_step_and_leaves_nothing(store):
     lines = []
     with pytest.raises(ExitError) as caught:
         build(store, "FROM box:1\nRUN echo before; echo to stderr >&2; exit 7\n", log=lines.append)
@@ -375,7 +375,7 @@ def test_build_tells_what_failed_and_leaves_nothing(store):
         build(store, "FROM missing:1")
 
 
-def test_build_commands_have_no_network_unless_told(store):
+def test_build_commands_have_no_network_by_default(store):
     text = "FROM box:1\nRUN ip -o link | grep -v ' lo:' | wc -l > /links\n"
     assert "0\n" == output(build(store, text), "cat", "/links")
     alone = "FROM box:1\nRUN --network=host ip -o link | md5sum > /all\nRUN --network=none ip -o link | wc -l > /none\n"

@@ -221,7 +221,7 @@ def test_stop_signal_is_read(text, number):
 
 
 @pytest.mark.parametrize("text", ["SIGNOTHING", "0", "999", "SIGRTMIN+99", "-1"])
-def test_stop_signal_that_is_none_is_refused(text):
+def test_invalid_stop_signal_is_refused(text):
     with pytest.raises(SpecError, match="stop signal"):
         Defaults(stop_signal=text).stop_number  # noqa: B018 - the access is tested
 

@@ -90,13 +90,13 @@ def store(tmp_path):
     ],
     ids=["cut", "trailing"],
 )
-def test_damaged_data_is_told_whichever_way_it_comes(tmp_path, store, way, kind, damage, told):
+def test_damaged_data_is_reported_for_every_reader(tmp_path, store, way, kind, damage, told):
     with pytest.raises(ImageError, match=told):
         way(tmp_path, damage(squeezed(plain(), kind)), store)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_damage_in_the_middle_of_gzip_data_is_told_whichever_way_it_comes(tmp_path, store, way):
+def test_damage_in_the_middle_of_gzip_data_is_reported_for_every_reader(tmp_path, store, way):
     content = bytearray(squeezed(plain(), "gzip"))
     content[-5] ^= 1  # a byte of its size; zstd may have no checksum, then the image's digests detect it
     with pytest.raises(ImageError, match="gzip data is damaged"):

@@ -213,7 +213,7 @@ def test_image_open_get_list_tag_and_remove(store):
     assert "<Image one:1" in repr(image)
 
 
-def test_image_diff_tells_what_the_other_adds_changes_and_deletes(store):
+def test_image_diff_lists_what_the_other_adds_changes_and_deletes(store):
     base = {"kept": b"1", "changed": b"1", "gone": b"1", "dir/in": b"1", "opaque/old": b"1"}
     add_image(store, "a", base)
     top = {
@@ -416,7 +416,7 @@ def test_load_reads_no_more_at_once_than_a_header_may_have(tmp_path, store):
         Image.load(tmp_path / "a.tar", store=store)
 
 
-def test_load_of_damaged_and_missing_files_says_so(tmp_path, store):
+def test_load_reports_damaged_and_missing_files(tmp_path, store):
     (tmp_path / "a").write_bytes(b"\x1f\x8b" + b"x" * 100)
     for name in ("a", "missing"):
         with pytest.raises(ContainerError, match=r"damaged|not there"):
@@ -588,7 +588,7 @@ def python_for_others():
 
 
 @needs_busybox
-def test_ordinary_user_unpacks_runs_commits_and_builds(box, tmp_path):
+def test_unprivileged_user_unpacks_runs_commits_and_builds(box, tmp_path):
     command = python_for_others()
     box.save(tmp_path / "box.tar")
     with tempfile.TemporaryDirectory() as home:
@@ -775,7 +775,7 @@ def test_working_directory_that_an_image_lacks_is_made_in_the_container(box, sto
 
 @needs_busybox
 @pytest.mark.parametrize("directory", ["/data/old", "/data/old/below", "/nowhere/app", "/round/app", "/magic/x"])
-def test_working_directory_that_can_not_be_is_an_error(box, store, tmp_path, directory):
+def test_working_directory_that_cannot_be_is_an_error(box, store, tmp_path, directory):
     root = tmp_path / "bad"
     shutil.copytree(box.unpack()[0], root, symlinks=True)
     (root / "nowhere").symlink_to("missing")
@@ -809,7 +809,7 @@ def test_user_that_an_image_does_not_know_is_an_error(configured, store):
 
 
 @needs_busybox
-def test_environment_of_an_image_tells_where_programs_are(box, store, tmp_path):
+def test_environment_of_an_image_decides_where_programs_are(box, store, tmp_path):
     root = tmp_path / "elsewhere"
     (root / "opt").mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "opt/sh")

@@ -134,7 +134,7 @@ def test_pull_by_digest_is_verified_and_found_again_without_the_registry(plain, 
     assert manifest == pull(Reference.parse(f"{host}/gone@{manifest.digest}"), store, settings=QUICK)
 
 
-def test_pull_of_what_is_not_there_says_so(plain, tmp_path):
+def test_pull_of_a_missing_image_is_reported(plain, tmp_path):
     host, _ = plain
     for name in ("made:2", "missing"):
         with pytest.raises(ImageError, match="does not exist: status 404"):

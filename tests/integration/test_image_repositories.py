@@ -155,7 +155,7 @@ def test_repository_gives_the_same_digest_in_another_store_at_another_time(daemo
     assert 1 == len(found)
 
 
-def test_repository_keeps_its_git_directory_where_told(daemon, web, served, tmp_path):
+def test_repository_keeps_its_git_directory_if_asked(daemon, web, served, tmp_path):
     layers = set()
     for number, address in enumerate((daemon, daemon)):
         store = Store(tmp_path / str(number))
@@ -180,7 +180,7 @@ def test_repository_must_be_the_commit_that_the_checksum_says(daemon, served, st
         built(store, f"ADD --checksum=sha256:{'0' * 64} {daemon}#v1 /")
 
 
-def test_repository_that_can_not_be_had_is_an_error(daemon, web, store, monkeypatch):
+def test_repository_that_cannot_be_had_is_an_error(daemon, web, store, monkeypatch):
     for address in (daemon, web):
         with pytest.raises(ImageError, match="git"):
             built(store, f"ADD {address}#missing /")

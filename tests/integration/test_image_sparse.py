@@ -80,7 +80,7 @@ def data_of(fd):
         yield begin, end - begin
 
 
-def test_files_that_differ_are_told_apart(tmp_path):
+def test_files_that_differ_are_distinguished(tmp_path):
     put(tmp_path / "a", 4 * MIB, (MIB, b"x"))
     for name, size, pieces in (("size", 5 * MIB, [(MIB, b"x")]), ("more", 4 * MIB, [(MIB, b"x"), (3 * MIB, b"y")])):
         put(tmp_path / name, size, *pieces)

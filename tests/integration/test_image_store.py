@@ -60,7 +60,7 @@ def test_store_of_another_layout_version_is_refused(tmp_path):
         Store(tmp_path)
 
 
-def test_store_lies_in_xdg_directories_unless_told_otherwise(monkeypatch, tmp_path):
+def test_store_is_in_xdg_directories_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv("CONTAINERKIT_IMAGES", "/x")
     assert Path("/x") == default_root()
     monkeypatch.delenv("CONTAINERKIT_IMAGES")
@@ -165,7 +165,7 @@ def test_blob_of_a_killed_process_is_resumed_and_not_taken_for_whole(tmp_path):
 
 
 @needs_root
-def test_store_on_a_full_disk_tells_so_and_stays_whole(tmp_path):
+def test_store_on_a_full_disk_reports_it_and_stays_intact(tmp_path):
     with small_disk(tmp_path / "disk", "3m") as disk:
         store = Store(disk / "s")
         kept = add_image(store, "kept", {"f": b"1"})
@@ -181,7 +181,7 @@ def test_store_on_a_full_disk_tells_so_and_stays_whole(tmp_path):
 
 
 @needs_root
-def test_layer_on_a_full_disk_tells_so_and_leaves_no_half(tmp_path):
+def test_layer_on_a_full_disk_is_reported_and_leaves_no_part(tmp_path):
     with small_disk(tmp_path / "disk", "3m") as disk:
         store = Store(disk / "s")
         manifest = add_image(store, "big", {"f": bytes(6 << 20)})
@@ -281,7 +281,7 @@ def test_layer_with_an_opaque_root_hides_all_below(tmp_path):
 
 
 @needs_root
-def test_layer_that_lies_there_twice_counts_once(tmp_path):
+def test_layer_that_is_stored_twice_counts_once(tmp_path):
     store = Store(tmp_path)
     manifest = add_image(store, "a", {"f": b"1"}, {"g": b"1"}, {"f": b"1"})
     with store.lease() as lease:

@@ -172,7 +172,7 @@ def test_template_alpine_takes_the_small_root_of_a_release(store, monkeypatch):
         make_template("alpine", store=store, branch="../x")
 
 
-def test_template_debian_says_what_is_missing(store, monkeypatch):
+def test_template_debian_names_what_is_missing(store, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UnsupportedError, match="install mmdebstrap"):
         make_template("debian", store=store)
@@ -242,7 +242,7 @@ def home():
 
 @NEEDS_MMDEBSTRAP
 @pytest.mark.skipif(shutil.which("fakechroot") is not None, reason="with fakechroot mmdebstrap needs no ids")
-def test_template_debian_of_a_user_without_ids_says_what_is_missing(home):
+def test_template_debian_of_a_user_without_ids_names_what_is_missing(home):
     done = as_user(home, "template", "debian", ranges="")
     assert 125 == done.returncode
     assert (

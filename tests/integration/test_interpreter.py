@@ -45,7 +45,7 @@ def test_variables_are_kept_and_the_last_value_is_shown(i):
     assert i.run_code("x = 1; None").text is None
 
 
-def test_output_is_told_apart_and_comes_as_it_is_written(i):
+def test_output_is_distinguished_and_arrives_as_it_is_written(i):
     heard = []
     code = "import sys, time\nprint('out')\nprint('err', file=sys.stderr)\ntime.sleep(0.4)\nprint('late', end='')"
     done = i.run_code(code, on_stdout=lambda text: heard.append((text, time.monotonic())))
@@ -54,12 +54,12 @@ def test_output_is_told_apart_and_comes_as_it_is_written(i):
     assert heard[-1][1] - heard[0][1] > 0.2
 
 
-def test_output_of_children_is_heard(i):
+def test_output_of_children_is_received(i):
     assert i.run_code("import os; os.system('echo child; echo wrong >&2'); None").stdout == "child\n"
     assert i.run_code("import subprocess; subprocess.run(['echo', 'again']); None").stdout == "again\n"
 
 
-def test_errors_are_told_with_the_lines_of_the_code(i):
+def test_errors_are_reported_with_the_lines_of_the_code(i):
     done = i.run_code("def f():\n    return 1 / 0\nf()")
     assert (done.cause, done.error.name, done.error.value) == ("error", "ZeroDivisionError", "division by zero")
     assert "return 1 / 0" in done.error.traceback
@@ -130,7 +130,7 @@ def test_modules_of_the_workspace_can_be_imported(i):
     assert i.run_code("import mine, os; mine.value, os.getcwd()").text == "(5, '/workspace')"
 
 
-def test_usage_is_told(i):
+def test_usage_is_reported(i):
     done = i.run_code("t = sum(range(3 * 10**6))")
     assert done.usage.user_us + done.usage.system_us > 10_000
     assert done.duration_s > 0.01
@@ -238,7 +238,7 @@ def test_reset_forgets(i):
     assert i.files.exists("/workspace/kept")
 
 
-def test_closed_interpreter_says_so():
+def test_closed_interpreter_refuses_to_run():
     i = Interpreter()
     i.close()
     i.close()
@@ -247,14 +247,14 @@ def test_closed_interpreter_says_so():
             do()
 
 
-def test_missing_python_is_told():
+def test_missing_python_is_reported():
     with pytest.raises(FileNotFoundError):
         Interpreter(python="no-such-python")
     with pytest.raises(SetupError, match="its output"):
         Interpreter(python="true")
 
 
-def test_values_that_can_not_be_are_refused(i):
+def test_values_that_cannot_be_are_refused(i):
     for wrong in ({"timeout": -1}, {"timeout": "1"}):
         with pytest.raises(SpecError):
             i.run_code("1", **wrong)
@@ -456,7 +456,7 @@ def test_fork_bomb_is_swept_up():
     "raw",
     [b"\\xff\\xff\\xff\\xff", b"\\x00\\x00\\x00\\x02[]", b"\\x00\\x00\\x00\\x05hello", b"\\x00\\x00\\x00\\x02{}"],
 )
-def test_answers_that_can_not_be_do_no_harm(i, raw):
+def test_answers_that_cannot_be_do_no_harm(i, raw):
     """The code finds the socket of its own process, and writes arbitrary data to it."""
     find = """
 import os, stat

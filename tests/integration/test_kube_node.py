@@ -63,7 +63,7 @@ def test_configuration_keeps_all_else_and_its_default_runtime(before, plugin, na
         ("# --- containerkit: begin\n", "by hand"),
     ],
 )
-def test_configuration_that_can_not_be_extended_is_refused(before, told):
+def test_configuration_that_cannot_be_extended_is_refused(before, told):
     with pytest.raises(SpecError, match=told):
         configured(before, PROGRAM)
 

@@ -70,7 +70,7 @@ def test_sandbox_needs_no_privilege(tmp_path):
     assert in_child(work) == "2"
 
 
-def test_sandbox_reports_what_it_is_not():
+def test_sandbox_reports_missing_protection():
     report = Sandbox(landlock=RELAXED).report(ABI)
     assert any("there are no namespaces" in each for each in report.uncovered)
     assert any("UDP" in each for each in report.uncovered)
@@ -78,7 +78,7 @@ def test_sandbox_reports_what_it_is_not():
     assert "seccomp" not in Sandbox(landlock=RELAXED, seccomp=None).report(ABI).enforced
 
 
-def test_sandbox_says_truly_that_udp_is_not_covered():
+def test_sandbox_reports_that_udp_is_not_covered():
     def work():
         Sandbox(landlock=RELAXED).apply()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:

@@ -30,7 +30,7 @@ async def run_code(session, code, **more):
     return json.loads(answer.content[0].text), answer
 
 
-def test_tools_are_told_with_what_they_take():
+def test_tools_are_listed_with_their_parameters():
     async def do(session):
         tools = {tool.name: tool for tool in (await session.list_tools()).tools}
         assert set(tools) == {"run_code", "read_file", "write_file", "list_files", "snapshot", "rollback", "reset"}
@@ -59,7 +59,7 @@ def test_code_files_and_snapshots():
     talk(do)
 
 
-def test_what_goes_wrong_is_told_and_no_end():
+def test_errors_are_reported_and_do_not_end_the_server():
     async def do(session):
         for name, arguments in (
             ("read_file", {"path": "missing"}),
@@ -85,7 +85,7 @@ def test_pictures_are_pictures():
     talk(do, "--venv", sys.prefix)
 
 
-def test_server_that_can_not_start_says_why():
+def test_server_that_cannot_start_reports_the_cause():
     words = [sys.executable, "-m", "containerkit.mcp", "--preload", "no_such_module"]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert done.returncode == 125

@@ -44,7 +44,7 @@ def test_exit_status_and_times(executor):
     assert executor.execute_run(["true"]).returncode == 0
 
 
-def test_signal_is_told(executor):
+def test_signal_is_reported(executor):
     done = executor.execute_run(["sh", "-c", "kill -TERM $$"])
     assert (done.returncode, done.exit_signal, done.termination) == (-15, 15, None)
 
@@ -144,7 +144,7 @@ def test_missing_program_is_an_error(executor):
 @pytest.mark.parametrize(
     "wrong", [{"cpu_limit_s": 0}, {"wall_limit_s": -1}, {"soft_cpu_limit_s": "1"}, {"memory_limit": "x"}]
 )
-def test_limits_that_can_not_be_are_refused(executor, wrong):
+def test_limits_that_cannot_be_are_refused(executor, wrong):
     with pytest.raises(SpecError):
         executor.execute_run(["true"], **wrong)
 
@@ -176,7 +176,7 @@ def test_processors_are_what_the_run_sees(tmp_path):
         assert done.cores == (1,)
 
 
-def test_throttling_is_told(executor):
+def test_throttling_is_reported(executor):
     done = executor.execute_run(LOOP, wall_limit_s=1, limits=Limits(cpus=0.05))
     assert done.throttled_s > 0.1
     assert done.cpu_s < 1
@@ -243,7 +243,7 @@ def test_command_line_ends_the_run_when_it_is_asked_to():
     assert json.loads(out)["termination"] == "killed"
 
 
-def test_command_line_tells_what_is_wrong():
+def test_command_line_names_what_is_wrong():
     done = subprocess.run(
         [sys.executable, "-m", "containerkit.measure", "--", "no-such-program"], capture_output=True, text=True
     )

@@ -153,7 +153,7 @@ def test_many_binds(source):
 
 
 @pytest.mark.parametrize("target", ["x", "", "/", "/a/../b", "/a\0", 3, None, "/.."])
-def test_targets_that_can_not_be_are_refused(target):
+def test_targets_that_cannot_be_are_refused(target):
     with pytest.raises(SpecError):
         Mount.tmpfs(target)
 
@@ -171,7 +171,7 @@ def test_targets_that_can_not_be_are_refused(target):
         {"mode": 0o100000},
     ],
 )
-def test_memory_that_can_not_be_is_refused(arguments):
+def test_memory_that_cannot_be_is_refused(arguments):
     with pytest.raises(SpecError):
         Mount.tmpfs("/x", **arguments)
 
@@ -180,7 +180,7 @@ def test_memory_that_can_not_be_is_refused(arguments):
     "arguments",
     [{"propagation": "rshared"}, {"type": ""}, {"type": 3}, {"type": "bind"}, {"source": "a\0b"}, {"readonly": "yes"}],
 )
-def test_mounts_that_can_not_be_are_refused(arguments):
+def test_mounts_that_cannot_be_are_refused(arguments):
     with pytest.raises(SpecError):
         Mount(**{"target": "/x", "type": "tmpfs", **arguments})
 

@@ -141,7 +141,7 @@ def test_namespace_for_children_differs_once_unshared():
 
 
 @needs_root
-def test_namespace_for_children_without_a_first_process_says_so():
+def test_namespace_for_children_without_a_first_process_is_reported():
     def body():
         calls.unshare(k.CLONE_NEWPID)
         with pytest.raises(SetupError, match="no process has been created in it yet"):
@@ -166,7 +166,7 @@ def test_namespace_from_path_and_fd_and_pidfd_are_the_same(tmp_path):
     os.close(pidfd)
 
 
-def test_namespace_from_path_never_opens_what_is_none(tmp_path):
+def test_namespace_from_path_never_opens_other_files(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)  # open would block forever
     for path in (fifo, tmp_path, "/dev/null", "/etc/passwd"):
@@ -269,7 +269,7 @@ def test_namespace_closes_when_collected():
         os.fstat(fd)
 
 
-def test_namespace_can_not_be_pickled():
+def test_namespace_cannot_be_pickled():
     with Namespace.current("uts") as own, pytest.raises(TypeError, match="path or a pid"):
         pickle.dumps(own)
 
@@ -417,7 +417,7 @@ def test_namespace_persist_without_the_capability_hints(tmp_path):
 
 @needs_root
 @pytest.mark.parametrize("kind", VISITABLE)
-def test_visit_goes_there_and_comes_back(inside, kind):
+def test_visit_enters_the_namespace_and_returns(inside, kind):
     def body():
         before = thread_namespaces()
         with Namespace.of(inside.pid, kind) as theirs, theirs.enter() as entered:
@@ -451,7 +451,7 @@ def test_visit_moves_no_other_thread(inside):
 
 
 @needs_root
-def test_visit_comes_back_when_the_block_raises(inside):
+def test_visit_returns_when_the_block_raises(inside):
     with (
         pytest.raises(ZeroDivisionError),
         Namespace.of(inside.pid, "uts") as theirs,
@@ -634,7 +634,7 @@ def test_visit_without_the_capability_hints_and_stays(inside):
 
 @needs_root
 @pytest.mark.parametrize("kind", [Kind.UTS, Kind.MOUNT])
-def test_visit_that_can_not_come_back_raises_over_the_blocks_own_error(inside, kind):
+def test_visit_that_cannot_come_back_raises_over_the_blocks_own_error(inside, kind):
     def body():
         with (
             pytest.raises(CleanupError, match=r"is still inside <Namespace .* and must end") as caught,

@@ -78,7 +78,7 @@ def test_time_offsets_move_the_clocks():
         assert abs(real - time.time()) < 30
 
 
-def test_time_offsets_that_can_not_be_had():
+def test_time_offsets_that_cannot_be_had():
     with pytest.raises(SetupError, match="time"):
         run(["true"], time_offsets=TimeOffsets(monotonic_s=-10_000_000))
 

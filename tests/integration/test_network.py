@@ -422,7 +422,7 @@ LISTENING = ["sh", "-c", "echo $LISTEN_FDS $LISTEN_PID $$"]
 
 
 @pytest.mark.parametrize("seccomp", ["default", None])
-def test_a_command_is_told_of_its_listening_sockets(net, interpreter, seccomp):
+def test_a_command_is_informed_of_its_listening_sockets(net, interpreter, seccomp):
     """Each command finds its own pid, as libsystemd and similar code require it."""
     ports = [Port.socket(0, fd=3), Port.socket(0, fd=4)]
     with Container(network=net, publish=ports, seccomp=seccomp) as container:
@@ -445,7 +445,7 @@ def test_socket_with_the_number_of_the_pidfd_of_the_container_does_it_no_harm(ne
         assert shown.stdout.startswith("socket:")
 
 
-def test_sockets_that_do_not_begin_at_3_or_are_told_of_otherwise_are_not_announced(net):
+def test_sockets_that_do_not_begin_at_3_or_are_in_the_environment_already_are_not_announced(net):
     for fd, env in ((5, {}), (3, {"LISTEN_FDS": ""})):
         wanted = {"PATH": os.environ["PATH"], **env}
         done = run(LISTENING, network=net, publish=[Port.socket(0, fd=fd)], env=wanted, text=True, check=True)
@@ -527,11 +527,11 @@ def test_a_closed_network_takes_nobody(net):
 
 
 def test_a_subnet_of_the_host_or_of_another_network_is_refused(net):
-    with pytest.raises(StateError, match="of this machine has it"):
+    with pytest.raises(StateError, match="it overlaps the network"):
         Network("again", subnets=[net.subnets[0]]).open()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        with pytest.raises(StateError, match="of this machine has it"):  # after it has leased the other
+        with pytest.raises(StateError, match="it overlaps the network"):  # after it has leased the other
             Network("again", subnets=["auto4", net.subnets[1]]).open()
         collect()
     assert caught == []
@@ -809,7 +809,7 @@ time.sleep(1000)
 
 
 @with_plugins
-def test_gc_takes_back_what_plugins_made_for_an_owner_that_was_killed(conflist, tmp_path):
+def test_gc_undoes_changes_of_plugins_for_an_owner_that_was_killed(conflist, tmp_path):
     before = cni_records()
     with subprocess.Popen([sys.executable, "-c", CNI_OWNER, conflist], stdout=subprocess.PIPE) as owner:
         assert owner.stdout.readline() == b"up\n"
@@ -868,7 +868,7 @@ def test_cni_that_cannot_be_is_refused(tmp_path):
             Container(network=CNI(config)).start()
 
 
-def test_a_network_that_is_open_tells_its_state(net):
+def test_a_network_that_is_open_reports_its_state(net):
     assert isinstance(net, LiveNetwork)
     assert repr(net).startswith("<LiveNetwork test: ")
     assert not net.closed
@@ -876,7 +876,7 @@ def test_a_network_that_is_open_tells_its_state(net):
     assert told["subnets"] == list(net.subnets)
 
 
-def test_the_end_of_a_container_is_not_told_as_something_refused(net):
+def test_the_end_of_a_container_is_not_reported_as_a_refusal(net):
     """The kernel leaves multicast groups when the interface has no address."""
     for _ in range(4):
         with Container(network=net) as container:
@@ -993,8 +993,8 @@ def test_a_network_of_ipv6_alone_answers_names_too():
         assert interfaces(two)["eth0"] == [f"{net.addresses(two)[0]}/64"]
 
 
-def test_a_bridge_takes_1023_containers_and_the_next_is_told_so(net):
-    claims = [net.claim(Attach(net), 0, (), leads_out=True) for _ in range(1023)]
+def test_a_bridge_takes_1023_containers_and_the_next_is_refused(net):
+    claims = [net.claim(Attach(net), 0, (), has_default_route=True) for _ in range(1023)]
     assert len({claim.addresses for claim in claims}) == 1023
     with pytest.raises(SetupError, match="another network"):
         Container(network=net).start()

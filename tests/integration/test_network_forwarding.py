@@ -121,12 +121,12 @@ def test_forwarding_is_on_for_the_interfaces_with_routes_until_the_last_owner_en
     assert on_a_host("closed") == ["0 0 0", "1 0 1", "1 0 1", "0 0 0", "0 0 0"]
 
 
-def test_gc_puts_back_what_a_guard_that_was_killed_did_not():
+def test_gc_restores_what_a_killed_guard_did_not():
     assert on_a_host("guards killed") == ["0 0 0", "1 0 1", "1 0 1", "1 0 1", "0 0 0"]
 
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="needs Debian's package nftables")
-def test_a_firewall_that_begins_to_drop_what_is_forwarded_is_told_at_the_next_start():
+def test_a_firewall_that_begins_to_drop_forwarded_packets_is_reported_at_the_next_start():
     before, during, inner, after = on_a_host("", FIREWALL)
     assert (before, inner, after) == ("True", "True", "True")
     assert "chain 'ip filter FORWARD'" in during

@@ -81,7 +81,7 @@ def test_a_network_is_listed_until_it_is_removed(shared):
     wait_for(lambda: not members(shared))
     assert cli("network", "rm", shared).stdout == f"{shared}\n"
     assert shared not in cli("network", "ls", "-q").stdout.split()
-    with pytest.raises(StateError, match="nobody keeps"):
+    with pytest.raises(StateError, match="it does not exist"):
         Container(network=keeper.Kept(shared)).start()
 
 

@@ -76,7 +76,7 @@ def test_masked_path_that_is_a_link_stays_inside(oci, spoilt, own_rootfs, tmp_pa
     assert "untouched" == victim.read_text()
 
 
-def test_working_directory_can_not_be_a_descriptor_of_the_runtime(oci, spoilt):
+def test_working_directory_cannot_be_a_descriptor_of_the_runtime(oci, spoilt):
     """CVE-2024-21626: /proc/self/fd/N as the working directory."""
     for number in range(3, 24):
         spoilt.process["cwd"] = f"/proc/self/fd/{number}"
@@ -106,7 +106,7 @@ def test_program_of_the_waiting_process_is_no_file_of_the_host(oci, bundle):
     assert 0o111 == seals
 
 
-def test_waiting_process_can_not_be_looked_into(oci, bundle, tmp_path):
+def test_waiting_process_cannot_be_looked_into(oci, bundle, tmp_path):
     """A container that shares the pid namespace watches the creation of the next one."""
     bundle.linux["namespaces"] = [each for each in bundle.linux["namespaces"] if each["type"] != "pid"]
     oci.create(bundle)

@@ -391,7 +391,7 @@ def test_sysfs_that_the_kernel_refuses_is_the_hosts_read_only(oci, bundle):
     sysfs["options"].remove("ro")
     bundle.write()
     message = oci.refused("run", "--bundle", bundle.path, ONE)
-    assert "fsopen sysfs on /sys: operation not permitted (hint: a user namespace needs its own network" in message
+    assert "fsopen sysfs on /sys: operation not permitted (hint: in a user namespace it needs its own" in message
 
 
 def test_control_groups_show_on_the_hosts_sysfs(oci, bundle):

@@ -298,7 +298,7 @@ def test_stop_waits_for_the_grace_period(pods, cri):
     assert 137 == pod.ended(stubborn)["exit_code"]
 
 
-def test_what_can_not_start_is_told(pods, cri):
+def test_failure_to_start_is_reported(pods, cri):
     pod = pods("one")
     container = pod.create("a", "nosuch")
     with pytest.raises(RefusedError, match="executable file not found"):

@@ -104,7 +104,7 @@ def test_podman_runs(podman):
     assert "given\n" == podman("run", "--rm", "-i", "box", "cat", input="given\n")
 
 
-def test_podman_tells_what_can_not_be_executed(podman):
+def test_podman_names_the_program_that_cannot_be_executed(podman):
     assert "not found" in podman("run", "--rm", "box", "nosuch", status=127, both=True)
     assert "permission denied" in podman("run", "--rm", "box", "/etc/passwd", status=126, both=True)
 
@@ -139,7 +139,7 @@ def test_podman_kills(podman):
     podman("rm", "k1")
 
 
-def test_podman_tells_a_service_manager_when_the_container_is_ready(podman, say, tmp_path, monkeypatch):  # noqa: F811 - the fixture
+def test_podman_notifies_a_service_manager_when_the_container_is_ready(podman, say, tmp_path, monkeypatch):  # noqa: F811 - the fixture
     listening = Manager(str(tmp_path / "manager"))
     monkeypatch.setitem(podman.environment, "NOTIFY_SOCKET", str(tmp_path / "manager"))
     with listening.socket:

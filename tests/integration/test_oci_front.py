@@ -368,7 +368,7 @@ def test_other_users_reach_no_container(oci, bundle, foreign_root):
         runtime(*verb, ONE)
 
 
-def test_user_can_not_make_root_follow_a_symlink_to_a_record(oci, bundle, foreign_root):
+def test_user_cannot_make_root_follow_a_symlink_to_a_record(oci, bundle, foreign_root):
     """As with Python: a symlink in the place of a record is followed to its files, but never removed."""
     seen = []
     for front in (False, True):

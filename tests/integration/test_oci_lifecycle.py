@@ -41,7 +41,7 @@ def test_create_waits_for_the_start(oci, bundle, tmp_path):
     assert "does not exist" in oci.refused("state", ONE)
 
 
-def test_state_tells_what_the_specification_wants(oci, bundle):
+def test_state_shows_what_the_specification_requires(oci, bundle):
     bundle.config["annotations"] = {"org.example.key": "value"}
     bundle.runs("sleep", "100")
     pid = oci.start_one(bundle)
@@ -92,7 +92,7 @@ def test_changes_of_the_bundle_after_create_have_no_effect(oci, bundle):
     assert "" == oci("delete", ONE).stderr
 
 
-def test_delete_leaves_what_create_did_not_make(oci, bundle):
+def test_delete_keeps_files_that_create_did_not_make(oci, bundle):
     bundle.linux["cgroupsPath"] = f"/{TWO}/inner"
     oci.start_one(bundle)
     places = json.loads((Path(oci.root) / ONE / "state.json").read_text())["groups"]
@@ -137,7 +137,7 @@ def test_start_refuses_a_stopped_container(oci, bundle):
     assert "cannot start a container that has stopped" in oci.refused("start", ONE)
 
 
-def test_delete_refuses_what_has_not_stopped(oci, bundle):
+def test_delete_refuses_a_container_that_has_not_stopped(oci, bundle):
     oci.create(bundle.runs("sleep", "100"))
     assert "not stopped: created" in oci.refused("delete", ONE)
     oci("start", ONE)
@@ -236,7 +236,7 @@ def test_unknown_verbs_and_flags_are_refused(oci):
         (lambda config: config["linux"]["resources"].update(rdma={"nosuch": {"hcaHandles": 1}}), "linux.resources.rdma"),
     ],
 )  # fmt: skip
-def test_create_tells_what_is_wrong_and_leaves_nothing(oci, bundle, change, told):
+def test_create_names_the_error_and_leaves_nothing(oci, bundle, change, told):
     change(bundle.config)
     bundle.write()
     code, text = oci.quiet("create", "--bundle", bundle.path, ONE, check=False)
@@ -248,7 +248,7 @@ def test_create_tells_what_is_wrong_and_leaves_nothing(oci, bundle, change, told
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"ociVersion": 1}', "{'a': 1}", '{"a": 1} x', "\x00"])
-def test_create_refuses_what_is_no_configuration(oci, bundle, content):
+def test_create_refuses_an_invalid_configuration(oci, bundle, content):
     bundle.write(content)
     code, text = oci.quiet("create", "--bundle", bundle.path, ONE, check=False)
     assert code == 1
@@ -592,7 +592,7 @@ def test_events_stats_ps_and_list(oci, bundle):
     assert [ONE, str(pid), "running"] == table[1].split()[:3]
 
 
-def test_events_tell_of_a_kill_for_want_of_memory_at_once(oci, bundle):
+def test_events_report_an_out_of_memory_kill_at_once(oci, bundle):
     bundle.linux["resources"]["memory"] = {"limit": 32 << 20, "swap": 32 << 20}
     oci.start_one(bundle.runs("sleep", "100"))
     with oci.popen("events", "--interval", "1h", ONE, stdout=subprocess.PIPE, text=True) as watching:
@@ -617,7 +617,7 @@ def test_events_end_with_the_container(oci, bundle):
 # --- documents
 
 
-def test_features_say_what_is_there(oci):
+def test_features_list_what_is_supported(oci):
     document = json.loads(oci("features").stdout)
     assert ("1.0.0", "1.2.0") == (document["ociVersionMin"], document["ociVersionMax"])
     assert {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"} == set(

@@ -136,5 +136,5 @@ def test_without_a_manager_there_is_no_socket(oci, service):
     assert done.stdout == "none\n"
 
 
-def test_version_says_so(oci):
+def test_version_names_systemd(oci):
     assert "+SYSTEMD" in oci("--version").stdout.split()

@@ -90,7 +90,7 @@ def test_group_ids_are_there_once(oci, bundle):
     assert ["Groups:", "70007", "70008"] == oci.run(bundle.runs("grep Groups /proc/self/status")).stdout.split()
 
 
-def test_log_that_can_not_be_written_is_told(oci, bundle, tmp_path):
+def test_log_that_cannot_be_written_is_reported(oci, bundle, tmp_path):
     bundle.write()
     told = oci.refused("--log", tmp_path / "missing/log", "run", "--bundle", bundle.path, ONE)
     assert f"--log {tmp_path}/missing/log: no such file or directory" in told
@@ -121,7 +121,7 @@ def test_exec_joins_a_group_of_one_controller(oci, bundle):
     assert "must not have '..'" in oci.refused("exec", "--cgroup", f"{chosen.names[0]}:../x", ONE, "true")
 
 
-def test_capability_that_can_not_be_ambient_is_a_warning(oci, bundle):
+def test_capability_that_cannot_be_ambient_is_a_warning(oci, bundle):
     sets = bundle.process["capabilities"]
     for which in ("bounding", "permitted", "effective"):
         sets[which] = ["CAP_CHOWN", "CAP_KILL"]
@@ -181,7 +181,7 @@ def test_callers_affinity_is_not_the_containers(oci, bundle):
     assert processors(done.stdout) == {min(own)}
 
 
-def test_callers_groups_are_kept_where_an_annotation_says_so(oci, bundle):
+def test_callers_groups_are_kept_if_an_annotation_asks_for_it(oci, bundle):
     bundle.runs("grep Groups /proc/self/status")
     bundle.process["user"]["additionalGids"] = [70_007]
     assert oci.run(bundle, extra_groups=[70_010, 70_011]).stdout.split() == ["Groups:", "70007"]

@@ -76,7 +76,7 @@ def ordinary(place):
     return verb
 
 
-def test_ordinary_user_runs_a_container(ordinary):
+def test_unprivileged_user_runs_a_container(ordinary):
     ordinary.bundle.runs("id -u; cat /proc/self/uid_map; echo x >/dev/null && echo null; touch /x 2>&1; hostname")
     out = ordinary("run", ONE).stdout
     assert ["0", "0", str(USER), "1", "null"] == out.split()[:5]
@@ -84,7 +84,7 @@ def test_ordinary_user_runs_a_container(ordinary):
     assert out.endswith("containerkit\n")
 
 
-def test_ordinary_user_execs_and_deletes(ordinary):
+def test_unprivileged_user_execs_and_deletes(ordinary):
     ordinary.bundle.runs("sleep", "100")
     with open(os.devnull, "r+b") as nothing:
         ordinary.bundle.write()
@@ -101,7 +101,7 @@ def test_ordinary_user_execs_and_deletes(ordinary):
     assert "does not exist" in ordinary("state", ONE, check=False).stderr
 
 
-def test_ordinary_user_sees_the_hosts_sysfs_with_its_network(ordinary):
+def test_unprivileged_user_sees_the_hosts_sysfs_with_its_network(ordinary):
     linux = ordinary.bundle.linux
     linux["namespaces"] = [each for each in linux["namespaces"] if each["type"] != "network"]
     mounts = [each for each in ordinary.bundle.config["mounts"] if each["destination"] != "/sys"]
@@ -165,7 +165,7 @@ def sees_offsets(text):
     assert float(lines[2].split()[0]) >= 1_000_000
 
 
-def test_ordinary_user_has_a_time_namespace_with_offsets(ordinary):
+def test_unprivileged_user_has_a_time_namespace_with_offsets(ordinary):
     has_offsets(ordinary.bundle)
     sees_offsets(ordinary("run", ONE).stdout)
 

@@ -41,7 +41,7 @@ def once():
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)
-def test_odd_value_is_taken_or_refused(argument):
+def test_odd_value_is_accepted_or_refused(argument):
     wrong = []
     for value in ODD:
         if argument in NUMBERS and isinstance(value, (int, tuple, set, range)):

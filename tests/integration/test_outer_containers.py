@@ -155,7 +155,7 @@ def test_refusal_of_the_filter_of_podman_of_a_user_is_named_with_its_remedy(root
 def test_mask_of_podman_of_a_user_is_named_with_its_remedy(rootless, options):
     done = rootless(*options)
     assert 0 != done.returncode
-    assert "fsmount proc: Operation not permitted (hint: the kernel mounts another only where" in done.stderr
+    assert "fsmount proc: Operation not permitted (hint: the kernel mounts a new one only where" in done.stderr
     assert "--security-opt unmask=ALL" in done.stderr
     assert "(mounted here: /proc/" in done.stderr
     missing = eval(rootless(*options, code=PROBE).stdout)
@@ -281,10 +281,10 @@ def test_masked_number_of_the_last_capability_is_asked_of_the_kernel(cover):
     ), done.stderr
 
 
-def test_mounts_below_the_programs_that_a_user_can_not_leave_out_are_named(tmp_path):
+def test_mounts_below_the_programs_that_a_user_cannot_leave_out_are_named(tmp_path):
     script = 'mount -t tmpfs x /usr/local/games; exec unshare --user --map-root-user "$@"'
     done = python(["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh"], JOB)
-    assert "open_tree /usr: Invalid argument (hint: there are mounts below it" in done.stderr, done.stderr
+    assert "open_tree /usr: Invalid argument (hint: it has mounts below" in done.stderr, done.stderr
     assert "/usr/local/games" in done.stderr
 
 

@@ -87,7 +87,7 @@ def test_the_command_lines_switch_shows_such_a_directory(on_overlay):
     assert ("65534\n", "", 0) == (done.stdout, done.stderr, done.returncode)
 
 
-def test_probe_tells_of_the_programs(on_overlay):
+def test_probe_reports_the_programs(on_overlay):
     done = on_overlay(
         "from containerkit import probe\n"
         "found = probe().idmapped_programs\n"

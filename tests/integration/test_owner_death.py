@@ -49,7 +49,7 @@ def work():
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-time.sleep(0.5)  # what is there now is the container, not its start
+time.sleep(0.5)  # now only the container is left, not its start
 assert box.run(["true"]).returncode == 0
 count = 2
 """,
@@ -79,7 +79,7 @@ def tree(pid):
 deadline = time.monotonic() + 20
 while len(tree(os.getpid())) < count and time.monotonic() < deadline:
     time.sleep(0.01)
-time.sleep(0.5)  # what is there now is the container, not its start
+time.sleep(0.5)  # now only the container is left, not its start
 print(*tree(os.getpid()), flush=True)
 time.sleep(60)
 """

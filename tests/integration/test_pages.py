@@ -157,14 +157,14 @@ def test_examples_that_are_not_run_are_there():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_examples_for_python_say_so(page):
+def test_examples_for_python_are_marked(page):
     """An example that is only indented, or has no language, would not be run."""
     prose = BLOCK.sub("", page.read_text())
     assert not re.search(r"^(?:    |```\n)(?:from|import) \w+|^(?:    |```\n)containerkit ", prose, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_what_is_there(page):
+def test_links_lead_to_existing_targets(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target

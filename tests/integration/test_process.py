@@ -119,7 +119,7 @@ def test_usage_counts_the_cpu_time_of_children_too(runner):
     assert done.usage.minor_faults > 0
 
 
-def test_usage_tells_the_largest_memory_where_it_is_the_commands_own(runner):
+def test_usage_reports_the_largest_memory_where_it_is_the_commands_own(runner):
     """A command shares the caller's memory until its exec, so a value that may be the caller's is not reported."""
     from resource import RUSAGE_SELF, getrusage
 
@@ -179,7 +179,7 @@ def test_text_that_is_not_decodable_raises_and_leaves_nothing(runner):
         runner(["printf", "\\377"], text=True)
 
 
-def test_errors_says_what_becomes_of_bytes_that_do_not_decode(runner):
+def test_errors_decides_how_bytes_that_do_not_decode_are_treated(runner):
     assert "\ufffd" == runner(["printf", "\\377"], errors="replace").stdout
 
 
@@ -253,7 +253,7 @@ def test_one_stream_captured_the_other_not(runner):
 
 @pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
 @pytest.mark.parametrize("wish", [-7, "file", 1.5, True, b"x", object()])
-def test_streams_that_can_not_be_are_refused(runner, name, wish):
+def test_streams_that_cannot_be_are_refused(runner, name, wish):
     with pytest.raises(SpecError, match=name):
         runner(["true"], **{name: wish})
 
@@ -273,7 +273,7 @@ def test_streams_by_their_names_in_dev(runner):
 
 
 @pytest.mark.several_ids
-def test_streams_by_their_names_for_an_ordinary_user_inside(runner):
+def test_streams_by_their_names_for_an_unprivileged_user_inside(runner):
     done = runner(["sh", "-c", "id -u >/proc/self/fd/1; echo e >/proc/self/fd/2"], user="12:12")
     if done.returncode and os.geteuid():
         pytest.skip("only one id is mapped for this user")
@@ -320,7 +320,7 @@ def test_output_one_byte_over_the_limit_is_an_overflow(runner):
     assert ("output", 70_000) == (done.cause, len(done.stdout))
 
 
-def test_output_over_the_limit_is_told_even_when_the_command_has_ended(runner):
+def test_output_over_the_limit_is_reported_even_when_the_command_has_ended(runner):
     """A command that ends before it is noticed can't write more than a slow one."""
     done = runner(["printf", "12345"], output_limit_bytes=4)
     assert ("output", b"1234") == (done.cause, done.stdout)
@@ -431,7 +431,7 @@ def test_popen_fileno_becomes_readable_at_the_end(box):
         process.fileno()
 
 
-def test_popen_repr_tells_the_state(box):
+def test_popen_repr_shows_the_state(box):
     process = box.popen(["sleep", "30"])
     assert re.fullmatch(r"<Process \d+ 'sleep 30' running>", repr(process))
     process.kill()
@@ -857,7 +857,7 @@ def test_pty_hang_up_when_the_master_closes(box):
     assert -signal.SIGHUP == process.wait(timeout=60)
 
 
-def test_pty_of_an_ordinary_user_can_be_opened_by_name(box):
+def test_pty_of_an_unprivileged_user_can_be_opened_by_name(box):
     if os.geteuid():
         pytest.skip("needs a range of ids")
     done = box.run(["sh", "-c", "echo yes >$(tty)"], pty=True, user="12:12", text=True)
@@ -886,7 +886,7 @@ def test_pty_many_at_once(box):
 
 
 @pytest.mark.parametrize("size", [(0,), (1, 2, 3), ("a", "b"), (70000, 1), (-1, 5), "big", 1.5])
-def test_pty_sizes_that_can_not_be_are_refused(box, size):
+def test_pty_sizes_that_cannot_be_are_refused(box, size):
     with pytest.raises(SpecError, match="pty"):
         box.run(["true"], pty=size)
 
@@ -1127,7 +1127,7 @@ def test_what_nobody_waits_for_is_reaped_as_others_are_started():
         assert own_descriptors() <= before + 4
 
 
-def test_process_that_another_start_has_reaped_tells_its_end_as_before():
+def test_process_that_another_start_has_reaped_reports_its_end_as_before():
     with Container() as box:
         early = box.popen(["sh", "-c", "echo written; exit 7"], stdout=PIPE)
         wait_until(lambda: state_of(early.pid) == "Z")

@@ -86,7 +86,7 @@ def test_this_projects_own_unit_tests():
     places = {prefix, os.path.realpath(sys.base_prefix), os.path.realpath(root)}
     mounts = [Mount.bind(place, place, readonly=True) for place in sorted(places) if not place.startswith("/usr")]
     if any(os.stat(mount.source).st_uid != os.geteuid() for mount in mounts) and os.geteuid():
-        pytest.skip("the interpreter belongs to somebody else")
+        pytest.skip("the interpreter belongs to another user")
     words = [
         f"{prefix}/bin/{os.path.basename(sys.executable)}",
         "-m",

@@ -320,7 +320,7 @@ def test_the_kernels_own_filesystems_are_shown_too(name):
         assert stack["a"].run(["ls", "/outside/sys/kernel", "/outside/proc/1/comm"]).returncode == 0
 
 
-def test_logs_are_kept_as_the_service_says(name):
+def test_logs_are_kept_as_the_service_asks(name):
     script = ["sh", "-c", "seq 1000"]
     with project(
         name,

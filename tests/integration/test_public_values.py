@@ -20,7 +20,7 @@ def test_classes_take_the_type_of_their_streams():
     assert Process[bytes].__origin__ is Process
 
 
-def test_container_tells_the_timings_of_its_start():
+def test_container_reports_the_timings_of_its_start():
     c = Container()
     assert c.timings is None
     with c:

@@ -141,7 +141,7 @@ def test_late(late): pass
         assert text in shown
 
 
-def test_crashes_are_told(suite):
+def test_crashes_are_reported(suite):
     outcomes, shown = suite(
         """
 import signal
@@ -381,7 +381,7 @@ volumes: {data: {}}
 """
 
 
-def test_leaks_are_told(suite):
+def test_leaks_are_reported(suite):
     outcomes, shown = suite(
         """
 kept = []

@@ -151,7 +151,7 @@ def test_a_filter_of_ones_own_holds_too():
         assert 0 != template.run(["mkdir", "/tmp/x"]).returncode
 
 
-def test_a_program_that_is_not_there_is_told_as_always():
+def test_a_missing_program_is_reported_as_always():
     with prepared(1) as template:
         for _ in range(3):
             assert template.wait_full(ENOUGH_S)
@@ -193,7 +193,7 @@ def test_nothing_of_it_runs_when_run_returns():
             assert 0 == alive(mark.encode())
 
 
-def test_a_directory_of_the_hosts_is_let_go_of_before_run_returns(tmp_path):
+def test_a_directory_of_the_host_is_released_before_run_returns(tmp_path):
     with prepared(1, mounts=[Mount.bind(tmp_path, "/data", readonly=False)]) as template:
         for number in range(5):
             assert template.wait_full(ENOUGH_S)

@@ -59,7 +59,7 @@ def test_mount_that_maps_no_ids_itself_is_named():
 
 
 @pytest.mark.parametrize("target", ["/proc/new", "/sys/a/new"])
-def test_target_in_a_directory_of_the_kernels_tells_that_nothing_can_be_made_there(target):
+def test_target_in_a_directory_of_the_kernel_reports_that_nothing_can_be_made_there(target):
     place = "/" + target.split("/")[1]
     with pytest.raises(SetupError, match=rf"hint: no file can be created in {place}: choose another target"):
         run(["true"], mounts=[Mount.tmpfs(target)])
@@ -75,7 +75,7 @@ def test_tree_that_a_user_may_not_take_apart_is_not_called_missing(argument):
 
 
 @root
-def test_user_without_a_place_for_groups_is_told_so():
+def test_user_without_a_place_for_groups_gets_an_error():
     code = "import os\nprint(any(os.access(path, os.W_OK) for path in CGroup.current().paths.values()))\n"
     calls = [f"run(['true'], limits={limits})" for limits in ("Limits()", "Limits(pids=50)")]
     for call in (*calls, "CGroup.create(limits=Limits())", "CGroup.create()"):
@@ -96,7 +96,7 @@ def test_controller_that_nothing_mounts_names_no_argument_that_a_container_lacks
 
 
 @root
-def test_process_that_changed_its_user_without_an_exec_is_told_why():
+def test_process_that_changed_its_user_without_an_exec_gets_the_cause():
     code = f"import os, ctypes\nos.setgroups([]); os.setgid({USER}); os.setuid({USER})\n"
     error = said(code + telling("run(['true'])"))
     assert "changed its user" in error
@@ -105,7 +105,7 @@ def test_process_that_changed_its_user_without_an_exec_is_told_why():
 
 
 @root
-def test_container_in_a_container_that_masks_proc_tells_what_the_outer_one_needs():
+def test_container_in_a_container_that_masks_proc_names_what_the_outer_one_needs():
     places = [path for path in HERE.split(os.pathsep) if os.path.isdir(path) and not path.startswith("/usr/")]
     shown = [Mount.bind(path, f"/shown/{number}", readonly=True) for number, path in enumerate(places)]
     code = f"import sys\nsys.path[:0] = {[mount.target for mount in shown]}\nfrom containerkit import *\n"
@@ -151,7 +151,7 @@ IN_A_SANDBOX = "Sandbox(landlock=Landlock().allow_read('/').allow_execute('/')).
     ],
     ids=["run", "run input", "container", "container input", "popen", "terminal", "user", "sandbox"],
 )
-def test_limit_of_the_callers_own_is_told_as_such(first, call):
+def test_limit_of_the_caller_itself_is_reported_as_such(first, call):
     lines = said(FEW_FILES.format(first=first, call=call)).splitlines()
     assert lines
     assert [] == [line for line in lines if "Too many open files (hint: " not in line or "ulimit -n" not in line]
@@ -196,7 +196,7 @@ def test_processors_as_text_are_no_number_rather_than_out_of_range():
         Limits(cpus=0)
 
 
-def test_unknown_propagation_tells_those_that_there_are():
+def test_unknown_propagation_lists_the_known_ones():
     with pytest.raises(SpecError, match="'rslave' is not one of 'private', 'slave', 'shared', 'unbindable'"):
         Mount.bind("/srv", "/x", propagation="rslave")
 

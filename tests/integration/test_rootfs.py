@@ -57,7 +57,7 @@ def run_in(rootfs, script, **more):
 # --- The host's ---------------------------------------------------------------------------------------------------------
 
 
-def test_host_shows_programs_and_hides_people(box):
+def test_host_shows_programs_and_hides_home_directories(box):
     listed = set(box.files.listdir("/"))
     assert {"usr", "bin", "etc", "dev", "proc", "sys", "tmp", "root", "home", "run", "var"} <= listed
     for hidden in ("/root", "/home", "/run", "/srv", "/mnt", "/opt"):
@@ -424,7 +424,7 @@ def test_readonly_root_is_read_only_to_the_root_inside(box):
     assert not os.path.exists("/usr/written")
 
 
-def test_readonly_directory_without_places_for_mounts_says_so(tmp_path):
+def test_readonly_directory_without_mount_points_is_reported(tmp_path):
     with pytest.raises(SetupError) as caught:
         run(["true"], rootfs=RootFS.dir(tmp_path, readonly=True))
     assert (errno.EROFS, "mkdirat") == (caught.value.errno, caught.value.operation)

@@ -185,7 +185,7 @@ def test_from_a_thread():
     assert ["x\n"] * 4 == results
 
 
-def test_report_says_what_is_and_what_is_not():
+def test_report_lists_what_is_and_what_is_not_in_force():
     report = BOX.report()
     assert {"no capabilities", "no new privileges", "seccomp", "write_file"} <= set(report.enforced)
     assert any("no namespace" in each for each in report.uncovered)
@@ -202,7 +202,7 @@ def test_report_is_true_about_processes_in_sight():
     assert os.uname().nodename == BOX.run(["uname", "-n"], text=True).stdout.strip()
 
 
-def test_kernel_that_can_not_hold_it_is_an_error(monkeypatch):
+def test_kernel_that_cannot_hold_it_is_an_error(monkeypatch):
     from containerkit.security import landlock
 
     monkeypatch.setattr(landlock, "abi", lambda: 2)

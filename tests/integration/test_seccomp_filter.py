@@ -202,7 +202,7 @@ def test_comparisons_of_arguments_are_made_by_the_kernel_as_described(conditions
     assert expected == under(profile, lambda: [attempt(CALLS["getppid"], *args) for args in tried])
 
 
-def test_filter_needs_no_new_privs_and_says_so():
+def test_filter_without_no_new_privs_is_refused_with_a_hint():
     def work():
         os.setresuid(65534, 65534, 65534)
         try:

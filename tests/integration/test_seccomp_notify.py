@@ -97,7 +97,7 @@ def mkdir(path):
 NOTIFY_MKDIR = Seccomp.permissive().notify("mkdirat", "getppid")
 
 
-def test_request_tells_who_asks_for_what():
+def test_request_names_the_caller_and_the_call():
     seen = []
 
     def handler(request):
@@ -189,7 +189,7 @@ def test_add_descriptor_before_the_call_goes_on():
     assert added == [900]
 
 
-def test_handler_that_fails_denies_and_tells():
+def test_handler_that_fails_denies_and_reports_the_error():
     def handler(request):
         raise LookupError(request.name)
 
@@ -198,7 +198,7 @@ def test_handler_that_fails_denies_and_tells():
         assert child.answer() == str(-EPERM)
 
 
-def test_handler_that_answers_nonsense_denies_and_tells():
+def test_handler_that_answers_nonsense_denies_and_reports_the_error():
     child = Confined(NOTIFY_MKDIR, lambda: attempt(CALLS["getppid"]))
     with pytest.raises(SpecError, match="a handler must return"), Supervisor(child.listener, lambda _: "yes"):
         assert child.answer() == str(-EPERM)
@@ -210,7 +210,7 @@ def test_supervisor_that_is_gone_fails_the_calls():
     assert child.answer() == str(-ENOSYS)
 
 
-def test_supervisor_closes_twice_and_tells_its_state():
+def test_supervisor_closes_twice_and_reports_its_state():
     wait, go = os.pipe()
     child = Confined(NOTIFY_MKDIR, lambda: len(os.read(wait, 1)))
     supervisor = Supervisor(child.listener, lambda _: CONTINUE)
@@ -301,7 +301,7 @@ def test_async_handler_answers_side_by_side():
     assert child.answer() == "[100, 101, 102]"
 
 
-def test_async_handler_that_fails_denies_and_tells():
+def test_async_handler_that_fails_denies_and_reports_the_error():
     async def handler(request):
         raise LookupError(request.name)
 
@@ -368,7 +368,7 @@ def test_recording_names_the_calls_and_makes_a_profile_that_suffices(tmp_path):
     assert in_child(lambda: (perform((no_new_privs(), *made.operations())), attempt(CALLS["getsid"]))[1]) == -EPERM
 
 
-def test_recorder_tells_the_other_entries_apart():
+def test_recorder_distinguishes_the_other_entries():
     recorder = Recorder("aarch64" if MACHINE == "x86_64" else "x86_64")
     child = Confined(NOTIFY_MKDIR, lambda: attempt(CALLS["getppid"]) > 0)
     with Supervisor(child.listener, recorder):

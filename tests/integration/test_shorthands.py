@@ -62,7 +62,7 @@ def runner(request):
 # --- Callbacks for lines
 
 
-def test_lines_are_heard_while_the_command_runs(runner):
+def test_lines_are_received_while_the_command_runs(runner):
     heard = []
     done = runner(
         ["sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.2; done; echo e >&2; printf rest"],
@@ -103,7 +103,7 @@ def test_what_a_listener_raises_ends_the_command(runner):
     assert time.monotonic() - began < 10
 
 
-def test_limit_and_timeout_hold_for_what_is_heard(runner):
+def test_limit_and_timeout_hold_for_line_callbacks(runner):
     heard = []
     done = runner(["sh", "-c", "while :; do echo y; done"], on_stdout=heard.append, output_limit_bytes=1000)
     assert done.cause == "output"
@@ -115,7 +115,7 @@ def test_limit_and_timeout_hold_for_what_is_heard(runner):
     assert "one\ntwo" == caught.value.stdout
 
 
-def test_listeners_that_can_not_be_are_refused(runner):
+def test_listeners_that_cannot_be_are_refused(runner):
     with pytest.raises(SpecError, match=r"^on_stdout: 3 can't be called"):
         runner(["true"], on_stdout=3)
     with pytest.raises(SpecError, match=r"^on_stderr: stderr is redirected"):
@@ -175,14 +175,14 @@ def test_popen_that_nobody_waits_for_is_ended_with_the_interpreter(left_of):
     assert left_of(forget) == {}
 
 
-def test_popen_refuses_what_can_not_be():
+def test_popen_refuses_what_cannot_be():
     with pytest.raises(SpecError, match="unknown argument 'timeout'"):
         popen(["true"], timeout=3)
     with pytest.raises(FileNotFoundError):
         popen(["no-such-program"])
 
 
-def test_end_is_told_once():
+def test_end_is_reported_once():
     told = []
     with Container() as container:
         process = container.popen(["true"])
@@ -214,7 +214,7 @@ def test_each_hint_is_for_a_name_that_there_is_not():
     assert not ELSEWHERE.keys() & (RUN_ARGUMENTS | DESCRIPTION | {"init"})
 
 
-def test_timeout_tells_what_was_written_last():
+def test_timeout_shows_what_was_written_last():
     with pytest.raises(ContainerTimeout) as caught:
         run(["sh", "-c", "echo why >&2; sleep 30"], timeout=0.3)
     assert str(caught.value).endswith("; the end of its stderr:\n    why")
@@ -240,7 +240,7 @@ def test_files_take_paths_and_make_parents(live):
         live.files.write("/tmp/x/y", "")
 
 
-def test_stat_tells_the_ids_inside(live):
+def test_stat_returns_the_ids_inside(live):
     script = "echo 12345 > /tmp/f; chown 7:8 /tmp/f; chmod 640 /tmp/f; ln -s f /tmp/l"
     live.run(["sh", "-c", script], capabilities=Capabilities.docker(), check=True)
     told = live.files.stat("/tmp/l")
@@ -400,7 +400,7 @@ def async_run(request):
     return call
 
 
-def test_lines_are_heard_in_the_event_loop(async_run):
+def test_lines_are_received_in_the_event_loop(async_run):
     heard = []
     script = "for i in 1 2 3; do echo $i; sleep 0.2; done; echo e >&2; head -c 200000 /dev/zero | tr '\\0' x; printf '\\nrest'"
     threads = set()

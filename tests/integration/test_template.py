@@ -62,7 +62,7 @@ def test_template_serves_many_threads():
     assert sorted(f"{n}\n" for n in range(8)) == sorted(results)
 
 
-def test_template_refuses_what_is_not_a_commands():
+def test_template_refuses_options_that_are_not_of_a_command():
     with Container.prepare() as template, pytest.raises(SpecError, match="'hostname' is not an argument of a command"):
         template.run(["true"], hostname="other")
 

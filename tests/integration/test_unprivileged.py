@@ -126,14 +126,14 @@ def test_single_id_is_root_inside(python_for_all, home):
     assert ["0", "0", "0", "0", "1", "deny"] == words
 
 
-def test_other_ids_say_what_is_missing(python_for_all, home):
+def test_error_of_other_ids_names_what_is_missing(python_for_all, home):
     code = "from containerkit import run\ntry: run(['true'], user='5:5')\nexcept Exception as e: print(type(e).__name__, e)"
     text = said(python_for_all, code, home)
     assert text.startswith(("SetupError", "SpecError"))
     assert "hint" in text or "subuid" in text
 
 
-def test_files_of_other_people_stay_theirs(python_for_all, home):
+def test_files_of_other_users_keep_their_owners(python_for_all, home):
     secret = home / "secret"
     secret.write_text("s")
     secret.chmod(0o600)

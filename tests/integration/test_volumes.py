@@ -110,7 +110,7 @@ def test_a_backup_that_leads_out_changes_nothing(tmp_path, place):
     assert not list(tmp_path.rglob("escaped"))
 
 
-def test_a_volume_that_can_not_be_is_refused(place):
+def test_a_volume_that_cannot_be_is_refused(place):
     for name in ("", "../x", "a/b", ".a", "x" * 256):
         with pytest.raises(SpecError):
             volume.create(name)
@@ -125,7 +125,7 @@ def test_a_volume_that_can_not_be_is_refused(place):
     assert volume.prune() == ["a"]
 
 
-def test_a_filesystem_without_quotas_says_what_it_needs(tmp_path, monkeypatch):
+def test_error_of_a_filesystem_without_quotas_names_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setenv("CONTAINERKIT_VOLUMES", f"/dev/shm/ck-{os.getpid()}-{time.monotonic_ns()}")
     try:
         with pytest.raises(UnsupportedError, match=r"prjquota|only root"):

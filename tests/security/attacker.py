@@ -1,4 +1,4 @@
-"""Run the attacks of attacks.c in containers, and try things as other users without touching the machine."""
+"""Run the attacks of attacks.c in containers, and as other users, without changing the host."""
 
 import atexit
 import functools
@@ -69,7 +69,9 @@ def attempt(name, *words, mounts=(), **options):
     words = ["/attacks", name, *map(str, words)]
     options["mounts"] = armed(mounts)
     found = outcome(run(words, text=True, timeout=30, **options))
-    if all(mount.readonly or mount.type != "bind" for mount in mounts):  # otherwise the first attack leaves something
+    if all(
+        mount.readonly or mount.type != "bind" for mount in mounts
+    ):  # otherwise the first attack leaves files behind
         assert attempt_in_ready(words, options) in (None, found)
     return found
 

@@ -49,7 +49,7 @@ def when_ready(root, argv):
 
 
 def in_sandbox(root, argv):
-    """The name of the program is below the root, because the sandbox has the host's root."""
+    """Start the program by its path below the root, because the sandbox has the host's root."""
     path = f"{root.lowers[0]}{argv[0]}"
     return Sandbox(landlock=Landlock().allow_read("/").allow_execute("/")).run([path], cwd=root.lowers[0])
 

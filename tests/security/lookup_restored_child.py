@@ -1,6 +1,6 @@
-"""A caller that brings a container back and, once it is told to, starts programs in it.
+"""Restore a container and, on request, start programs in it.
 
-Called as ``lookup_restored_child.py IMAGES CRIU alone|passing PROGRAM ...``; it says its container's init first.
+Called as ``lookup_restored_child.py IMAGES CRIU alone|passing PROGRAM ...``. It prints the pid of the init first.
 """
 
 import os

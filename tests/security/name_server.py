@@ -1,4 +1,4 @@
-"""A name server for tests, on a loopback address of its own: it answers what it is told to, and keeps what it was asked."""
+"""A name server for tests, on its own loopback address. It gives configured answers, and records the questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A router's rules and its attendant in namespaces made by hand: a container that may do everything in its own."""
+"""A router's rules and attendant in namespaces made by hand. The containers have all capabilities in theirs."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class Lab:
         return made
 
     def hears(self, listener: socket.socket, frame: bytes) -> bool:
-        """Whether a frame arrives within half a second."""
+        """Return whether a frame arrives within half a second."""
         with contextlib.suppress(TimeoutError):
             while True:
                 if listener.recv(2048)[: len(frame)] == frame:
@@ -246,7 +246,7 @@ def icmp6(source_mac: str, source: str, target: str, body: bytes, extension: byt
 
 
 def advertisement(target: str, mac: str) -> bytes:
-    """Return a neighbour advertisement that says: this address is mine."""
+    """Return a neighbour advertisement that claims an address."""
     return struct.pack(">BBHI", 136, 0, 0, 0x20000000) + socket.inet_pton(socket.AF_INET6, target) + b"\2\1" + raw(mac)
 
 

@@ -30,7 +30,7 @@ def sandbox(rules=RULES):
 
 @landlock
 @pytest.mark.parametrize("attack", ["write-file", "write-from-thread"])
-def test_threads_of_a_sandboxed_command_are_held(attack, tmp_path):
+def test_all_threads_of_a_sandboxed_command_are_restricted(attack, tmp_path):
     (tmp_path / "file").touch()
     words = [program(), attack, str(tmp_path / "file"), "x"]
     assert "EACCES" == outcome(sandbox().run(words, text=True))
@@ -38,8 +38,8 @@ def test_threads_of_a_sandboxed_command_are_held(attack, tmp_path):
 
 
 @landlock
-def test_command_is_held_whichever_thread_starts_it_and_the_caller_is_not(tmp_path):
-    """The caller has threads. Those that run at the same time keep their access, and give the command none of it."""
+def test_command_is_restricted_whichever_thread_starts_it_and_the_caller_is_not(tmp_path):
+    """Start it from a caller with threads. These keep their access, but the command does not get it."""
     (tmp_path / "file").touch()
     words = [program(), "write-from-thread", str(tmp_path / "file"), "x"]
     found, stop = [], threading.Event()
@@ -64,8 +64,8 @@ def test_command_is_held_whichever_thread_starts_it_and_the_caller_is_not(tmp_pa
 
 
 @landlock
-def test_thread_that_is_left_out_does_everything_for_one_that_is_held(tmp_path):
-    """The attack: the restricted thread asks an older thread. Therefore an older thread is an error by default."""
+def test_unrestricted_thread_can_act_for_a_restricted_one(tmp_path):
+    """Let the restricted thread ask an older one. Because this attack works, an older thread is an error by default."""
     path = tmp_path / "file"
 
     def work():
@@ -106,7 +106,7 @@ def pushed(slave):
 
 @pytest.fixture
 def terminal():
-    """A terminal that passes on each byte at once, and is nobody's controlling terminal."""
+    """Yield a terminal without line buffering that is no process's controlling terminal."""
     master, slave = os.openpty()
     attributes = termios.tcgetattr(slave)
     attributes[3] &= ~(termios.ICANON | termios.ECHO)
@@ -133,7 +133,7 @@ def can_push():
         return True
 
 
-def test_terminal_of_nobody_can_be_taken_but_nothing_pushed(terminal):
+def test_unowned_terminal_can_be_taken_but_no_input_injected(terminal):
     """A command leads its own session, so it can make the terminal on its stdin its controlling terminal."""
     assert ("EPERM", b"") == (attempt("take-terminal", "x", stdin=terminal), pushed(terminal))
     control = attempt("take-terminal", "x", stdin=terminal, seccomp=None)
@@ -144,7 +144,7 @@ def test_terminal_of_nobody_can_be_taken_but_nothing_pushed(terminal):
 
 
 @landlock
-def test_sandbox_pushes_nothing_either(terminal):
+def test_sandbox_injects_no_terminal_input(terminal):
     words = [program(), "take-terminal", "x"]
     assert ("EPERM", b"") == (outcome(sandbox().run(words, text=True, stdin=terminal)), pushed(terminal))
     if not can_push():
@@ -179,7 +179,7 @@ def test_callers_own_terminal_is_out_of_reach(terminal):
     assert control == ["done", "x"], "a child in the caller's session can, with or without CAP_SYS_ADMIN"
 
 
-def test_selection_of_a_console_can_not_be_pasted(terminal):
+def test_selection_of_a_console_cannot_be_pasted(terminal):
     """TIOCLINUX exists only for virtual consoles: a pty does not support it, but the filter refuses it first."""
     assert "EPERM" == attempt("push-linux", stdin=terminal)
     assert attempt("push-linux", stdin=terminal, seccomp=None) in ("ENOTTY", "EINVAL")

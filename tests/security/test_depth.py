@@ -123,7 +123,7 @@ def store(tmp_path):
 # --- The walk itself
 
 
-def test_standard_library_is_no_match_for_the_depth(deep):
+def test_standard_library_fails_at_this_depth(deep):
     with pytest.raises((RecursionError, OSError)):  # otherwise the test proves nothing
         shutil.rmtree(deep)
     assert deep.exists()
@@ -139,7 +139,7 @@ def test_walk_of_a_deep_tree_opens_few_descriptors(deep):
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_walk_does_not_follow_a_directory_that_is_moved_meanwhile(tmp_path):
+def test_walk_does_not_follow_a_moved_directory(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "elsewhere/secret").mkdir(parents=True)
     dig(tmp_path / "a", 40)
@@ -154,7 +154,7 @@ def test_walk_does_not_follow_a_directory_that_is_moved_meanwhile(tmp_path):
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_walk_goes_back_by_names_though_the_path_is_longer_than_the_kernel_takes(tmp_path):
+def test_walk_returns_by_names_if_the_path_is_too_long_for_the_kernel(tmp_path):
     names = [f"{number:0200}".encode() for number in range(60)]
     (tmp_path / "a").mkdir()
     kept: list[int] = []
@@ -183,7 +183,7 @@ def test_removal_does_not_follow_a_symlink(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
 @pytest.mark.usefixtures("nothing_left")
-def test_removal_says_what_it_can_not_remove_unless_told_to_go_on(tmp_path):
+def test_removal_reports_what_it_cannot_remove_unless_errors_are_ignored(tmp_path):
     (tmp_path / "a/b").mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path / "a/b"], check=True)
     try:
@@ -198,7 +198,7 @@ def test_removal_says_what_it_can_not_remove_unless_told_to_go_on(tmp_path):
 
 
 @pytest.mark.parametrize("length", [1, 3999, 4000, 4001, 40_000])
-def test_paths_are_split_into_what_the_kernel_takes(length):
+def test_paths_are_split_into_pieces_that_the_kernel_accepts(length):
     path = (b"ab/" * (length // 3 + 1))[:length].strip(b"/") or b"a"
     pieces = list(chunks(path))
     assert b"/".join(pieces) == path
@@ -241,7 +241,7 @@ def test_changes_of_many_layers_open_few_descriptors(tmp_path):
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_get_while_the_container_moves_the_tree_about_stays_inside(tmp_path):
+def test_get_stays_inside_while_the_container_moves_the_tree(tmp_path):
     with Container() as box:
         box.run(["python3", "-c", DIG.format(depth=100)], check=True)
         mover = "cd /tmp; mkdir x; while :; do mv d/d/d x/ && mv x/d d/d/; done 2>/dev/null"
@@ -340,7 +340,7 @@ def test_layer_deletes_a_deep_tree(tmp_path, store):
 
 
 @pytest.mark.several_ids
-def test_opaque_mark_within_a_deep_tree_that_the_layer_brings_itself(tmp_path):
+def test_opaque_mark_in_a_deep_tree_of_the_same_layer(tmp_path):
     content = deep_archive(DEPTH, member(".wh..wh..opq"))
     (tmp_path / "into").mkdir()
     unpack(content, tmp_path / "into", Extraction(whiteouts="apply"))
@@ -376,7 +376,7 @@ def test_build_of_a_deep_context_with_exceptions(tmp_path, store):
     assert depth_of(image.unpack()[0]) == 300
 
 
-def test_name_without_an_end_is_refused(tmp_path, store):
+def test_overlong_name_is_refused(tmp_path, store):
     with pytest.raises(ImageError, match="the maximum is 32768"):
         imported(store, tmp_path, archive(member("d/" * 20_000))).unpack()
 
@@ -384,7 +384,7 @@ def test_name_without_an_end_is_refused(tmp_path, store):
 # --- Other things that nest
 
 
-def test_dockerfile_of_a_thousand_stages_that_lean_on_each_other(tmp_path, store):
+def test_dockerfile_of_a_thousand_dependent_stages(tmp_path, store):
     (tmp_path / "file").write_text("x")
     lines = ["FROM scratch AS s0", "COPY file /file"]
     for number in range(1, 1000):

@@ -86,7 +86,7 @@ for what, where in sorted(seen): print(what, where)
 
 
 def seen_while_others_join(container):
-    """Let a process inside inspect every accessible /proc/PID/exe, cwd, root and fd while processes join."""
+    """Let a process inside inspect every accessible /proc/PID/exe, cwd, root and fd while other processes join."""
     with container.popen(["python3", "-c", WATCH], stdout=PIPE, text=True) as watcher:
         while watcher.poll() is None:
             container.run(["true"])
@@ -94,8 +94,8 @@ def seen_while_others_join(container):
         return [line.split(" ", 1) for line in watcher.stdout.read().splitlines()]
 
 
-def test_the_window_of_an_exec_shows_an_ordinary_process_nothing():
-    """Without capabilities not even the sealed init can be inspected, which joins with more than it will keep."""
+def test_joining_process_reveals_nothing_to_an_unprivileged_process():
+    """Without capabilities not even the sealed init can be inspected, although it still has more privileges while joining."""
     with Container() as container:
         seen = seen_while_others_join(container)
     assert {where for what, where in seen if what == "exe"} <= {"/usr/bin/true"}
@@ -103,7 +103,7 @@ def test_the_window_of_an_exec_shows_an_ordinary_process_nothing():
     assert opened <= {"pipe", "/dev/null"}
 
 
-def test_the_window_of_an_exec_shows_no_program_of_the_host(mighty, tmp_path):
+def test_joining_process_reveals_no_program_of_the_host(mighty, tmp_path):
     (tmp_path / "uptime").touch()
     inherited = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     os.set_inheritable(inherited, True)
@@ -125,7 +125,7 @@ def test_the_window_of_an_exec_shows_no_program_of_the_host(mighty, tmp_path):
     assert "venv" not in str(seen)
 
 
-def test_memory_of_the_caller_can_not_be_read_by_ptrace_while_a_process_joins(mighty):
+def test_memory_of_the_caller_cannot_be_read_by_ptrace_while_a_process_joins(mighty):
     """A process that joins shares the caller's memory until its exec, so nobody inside may attach to it."""
     secret = ctypes.create_string_buffer(b"SECRET-" + os.urandom(8).hex().encode())
     code = f"""
@@ -184,7 +184,7 @@ print("end")
     assert "end\n" == python(mighty, code).stdout
 
 
-def test_init_can_not_be_traced_or_its_descriptors_taken(mighty):
+def test_init_cannot_be_traced_or_its_descriptors_taken(mighty):
     code = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -198,7 +198,7 @@ for fd in range(10):
 
 
 def test_the_owners_pidfd_gives_no_power_over_the_owner(mighty):
-    """PID 1 holds one to notice our end. Root inside must not be able to use it."""
+    """PID 1 has a pidfd of its owner, to notice the owner's end. Root inside must not be able to use it."""
     code = """
 import ctypes, os, signal
 libc = ctypes.CDLL(None, use_errno=True)
@@ -262,7 +262,7 @@ def test_unmounting_uncovers_nothing_of_the_host(mighty):
 # --- Files of the host --------------------------------------------------------------------------------------------------------
 
 
-def test_files_of_people_and_secrets_are_not_there(mighty):
+def test_home_directories_and_secrets_are_not_visible(mighty):
     script = "cat /etc/shadow /etc/gshadow /root/.bash_history /root/.ssh/* /var/log/* /run/* 2>/dev/null; ls -A /home /root /run /srv /opt | grep -v lock; true"
     said = mighty.run(["sh", "-c", script], text=True).stdout
     words = [word for word in said.split() if not word.startswith("/") and word]
@@ -290,7 +290,7 @@ def test_set_user_id_programs_give_nothing(mighty, tmp_path):
 
 
 @needs_root
-def test_devices_of_the_host_can_not_be_made_or_opened(mighty):
+def test_devices_of_the_host_cannot_be_made_or_opened(mighty):
     for number in ("8 0", "254 0", "1 1", "5 1", "10 200"):
         script = f"mknod /tmp/d b {number} || mknod /tmp/d c {number} && head -c1 /tmp/d"
         done = mighty.run(["sh", "-c", script])
@@ -325,19 +325,19 @@ def test_console_is_no_console_of_the_host(mighty):
         "/sys/power/state",
     ],
 )
-def test_switches_of_the_machine_can_not_be_written(mighty, path):
+def test_kernel_parameters_of_the_host_cannot_be_written(mighty, path):
     if not os.path.exists(path):
         pytest.skip(f"this kernel has no {path}")
     assert 0 != mighty.run(["sh", "-c", f"echo 0 >{path}"]).returncode
 
 
-def test_memory_of_the_kernel_can_not_be_read(mighty):
+def test_memory_of_the_kernel_cannot_be_read(mighty):
     for path in ("/proc/kcore", "/proc/kmsg", "/dev/mem", "/dev/kmsg"):
         assert 0 != mighty.run(["head", "-c", "1", path]).returncode
 
 
 @needs_root
-def test_release_agent_can_not_be_set(mighty):
+def test_release_agent_cannot_be_set(mighty):
     """CVE-2022-0492: mount a version-1 hierarchy and name a program for the host to run."""
     script = "mkdir -p /tmp/c && mount -t cgroup -o memory c /tmp/c 2>/dev/null || mount -t cgroup -o rdma c /tmp/c && echo /x >/tmp/c/release_agent"
     assert 0 != mighty.run(["sh", "-c", script]).returncode
@@ -414,7 +414,7 @@ def test_network_of_the_host_is_out_of_reach(mighty):
 
 
 @needs_root
-def test_containers_have_different_ids_and_so_nothing_to_say_to_each_other():
+def test_containers_have_different_ids_and_cannot_signal_each_other():
     with Container(**MIGHTY) as one, Container(**MIGHTY) as two:
         uids = []
         for container in (one, two):
@@ -450,7 +450,7 @@ def test_memory_filesystems_are_bounded(box):
     assert "No space left" in done.stderr
 
 
-def test_setgroups_can_not_drop_a_group_that_denies():
+def test_setgroups_cannot_drop_a_group_that_denies():
     """It must be denied in an unprivileged user's container (CVE-2014-8989). A privileged one's range has no such group."""
     done = run(["cat", "/proc/self/setgroups"], text=True)
     groups = run(["id", "-G"], text=True).stdout.split()
@@ -463,14 +463,14 @@ def test_setgroups_can_not_drop_a_group_that_denies():
         assert ["0"] == groups
 
 
-def test_default_container_has_no_rights_at_all():
+def test_default_container_has_no_capabilities():
     done = run(["grep", "-E", "^(Cap|NoNewPrivs|Seccomp:)", "/proc/self/status"], text=True)
     found = dict(line.split(":\t") for line in done.stdout.splitlines())
     assert {"0000000000000000"} == {found[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
     assert ("1", "2") == (found["NoNewPrivs"], found["Seccomp"])
 
 
-def test_another_user_namespace_can_not_be_made(box):
+def test_another_user_namespace_cannot_be_made(box):
     for kinds in (0x10000000, 0x10020000):
         code = f"import ctypes, os; l = ctypes.CDLL(None, use_errno=True); print(l.unshare({kinds}), l.syscall(56, {kinds} | 17, 0, 0, 0, 0))"
         assert "-1 -1\n" == python(box, code).stdout
@@ -492,7 +492,7 @@ def test_template_roots_are_fresh_for_each_start():
     assert "1:3\n" == run(["stat", "-c", "%t:%T", "/dev/null"], rootfs=RootFS.host(), text=True).stdout
 
 
-def test_dev_is_not_writable_even_for_the_mighty(mighty):
+def test_dev_is_not_writable_even_with_all_capabilities(mighty):
     """All containers share it. Each has its own view, which it may remount, but can't change the nodes."""
     script = "mount -o remount,bind,rw /dev 2>/dev/null; mount -o remount,rw /dev 2>/dev/null; echo x >/dev/evil; rm -f /dev/full; chmod 600 /dev/null"
     mighty.run(["sh", "-c", script])

@@ -46,7 +46,7 @@ def test_only_dev_has_devices():
     assert with_devices <= {"/dev", "/dev/pts"} | masked | single
 
 
-def test_kernel_filesystems_can_not_be_executed_from():
+def test_kernel_filesystems_cannot_be_executed_from():
     table = mount_table()
     for point in ("/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"):
         assert "noexec" in table[point]
@@ -94,14 +94,14 @@ def test_masked_path_shows_nothing(path):
 
 
 def test_masked_path_shows_something_without_the_mask():
-    """At least one attempt succeeds, so the tests above can fail."""
+    """Check that at least one attempt succeeds, so that the tests above can fail."""
     seen = [path for path in MASKED if attempt("read-file", path, masked_paths=()) == "done"]
     if not any(content(path) for path in MASKED if os.path.isfile(path)):
         pytest.skip("this kernel shows none of the masked files")
     assert seen
 
 
-def test_mask_can_not_be_written_through_or_taken_away():
+def test_mask_cannot_be_written_through_or_removed():
     path = next((path for path in MASKED if os.path.isfile(path)), None)
     if path is None:
         pytest.skip("this kernel has none of the masked files")
@@ -111,7 +111,7 @@ def test_mask_can_not_be_written_through_or_taken_away():
         assert "empty" == attempt_in(container, "read-file", path)
 
 
-def test_kernel_parameter_can_not_be_written():
+def test_kernel_parameter_cannot_be_written():
     net_admin = {"capabilities": Capabilities.of("NET_ADMIN")}
     attack = ("write-file", "/proc/sys/net/ipv4/ip_forward", "1")
     assert attempt(*attack) in ("EACCES", "EROFS")
@@ -129,7 +129,7 @@ def test_read_only_path_takes_no_file(path):
     "path",
     ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/panic_on_oom", "/proc/sysrq-trigger"],
 )
-def test_parameter_of_the_machine_can_not_be_opened_for_writing_by_the_mightiest(path):
+def test_host_parameter_cannot_be_opened_for_writing_with_all_capabilities(path):
     """It is opened, never written. Paths or capabilities of a user namespace must not be the only protection."""
     if not os.path.exists(path):
         pytest.skip(f"this kernel has no {path}")
@@ -137,7 +137,7 @@ def test_parameter_of_the_machine_can_not_be_opened_for_writing_by_the_mightiest
     assert "EACCES" == attempt("write-file", path, "", **EVERYTHING, readonly_paths=(), masked_paths=())
 
 
-# --- /proc by wish
+# --- /proc with options
 
 
 def test_proc_of_processes_alone():
@@ -186,7 +186,7 @@ def test_read_only_bind_is_so_at_every_depth(nested):
 
 
 @needs_root
-def test_read_only_bind_can_not_be_made_writable_again(nested):
+def test_read_only_bind_cannot_be_made_writable_again(nested):
     mount = Mount.bind(nested, "/bound", readonly=True)
     assert "EPERM" == attempt("remount-writable", "/bound", mounts=[mount])
     assert "EPERM" == attempt("remount-writable", "/bound", mounts=[mount], seccomp=None)
@@ -195,7 +195,7 @@ def test_read_only_bind_can_not_be_made_writable_again(nested):
 
 
 @needs_root
-def test_nested_user_namespace_can_not_change_what_it_was_given(nested):
+def test_nested_user_namespace_cannot_change_what_it_was_given(nested):
     """nested_userns grants capabilities over new mounts only: the kernel locks the existing ones."""
     loosened = {"seccomp": None, "nested_userns": True, "mounts": [Mount.bind(nested, "/bound", readonly=True)]}
     assert "EPERM" == attempt("nested", "remount-writable", "/bound", **loosened)
@@ -210,7 +210,7 @@ def test_nested_user_namespace_can_not_change_what_it_was_given(nested):
 
 
 @needs_root
-def test_device_node_in_a_bind_can_not_be_opened(tmp_path):
+def test_device_node_in_a_bind_cannot_be_opened(tmp_path):
     tmp_path.chmod(0o755)
     os.mknod(tmp_path / "null", 0o020666, os.makedev(1, 3))
     os.chmod(tmp_path / "null", 0o666)
@@ -220,7 +220,7 @@ def test_device_node_in_a_bind_can_not_be_opened(tmp_path):
 
 @needs_root
 @pytest.mark.parametrize("kind", ["overlay", "dir"])
-def test_device_node_in_a_root_can_not_be_opened(tmp_path, kind):
+def test_device_node_in_a_root_cannot_be_opened(tmp_path, kind):
     tmp_path.chmod(0o755)
     os.mknod(tmp_path / "null", 0o020666, os.makedev(1, 3))
     os.chmod(tmp_path / "null", 0o666)

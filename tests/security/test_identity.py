@@ -1,4 +1,4 @@
-"""The ids of a container on the machine belong to nobody else: as root, as a user with ranges, as a user without."""
+"""The host's ids of a container belong to no one else: for root, for a user with ranges, and for a user without."""
 
 import errno
 import itertools
@@ -76,14 +76,14 @@ def test_containers_of_other_processes_have_no_id_in_common():
 
 
 @needs_root
-def test_ids_are_far_from_those_of_people():
+def test_ids_are_far_from_those_of_users():
     with Container() as container:
         [(inside, outside, _)] = uid_map(container)
     assert (0, True) == (inside, outside >= 2**16)
 
 
 @needs_root
-def test_processes_are_nobody_of_the_machines():
+def test_processes_belong_to_no_user_of_the_host():
     """Seen from outside, root of the container is a user that does not exist."""
     with Container() as container, container.popen(["sleep", "30"]) as sleeper:
         with open(f"/proc/{sleeper.pid}/status") as file:
@@ -108,7 +108,7 @@ def test_root_inside_is_not_root_of_a_bind(tmp_path):
 
 
 @needs_root
-def test_user_host_is_the_named_way_out():
+def test_user_host_is_the_documented_exception():
     """It is root of the machine then, but without its capabilities."""
     done = run(["cat", "/proc/self/uid_map"], namespaces=Namespaces(user="host"), text=True)
     with open("/proc/self/uid_map") as file:
@@ -144,19 +144,19 @@ def test_range_that_root_is_granted_is_used():
 
 
 @needs_files
-def test_larger_grant_is_shared_out():
+def test_larger_grant_is_divided_among_containers():
     text = f"somebody:5000:70000\nroot:{SUBIDS}:{3 * RANGE + 5}\n"
     assert [SUBIDS, SUBIDS + RANGE, SUBIDS + 2 * RANGE] == sorted(granted(text, lambda: firsts(3)))
 
 
 @needs_files
-def test_grant_of_containerkits_own_comes_first():
+def test_grant_to_the_user_containerkit_is_used_first():
     text = f"root:{SUBIDS}:{RANGE}\ncontainerkit:{SUBIDS + 5 * RANGE}:{RANGE}\n"
     assert [SUBIDS + 5 * RANGE] == granted(text, lambda: firsts(1))
 
 
 @needs_files
-def test_container_that_finds_no_granted_range_left_has_one_of_the_librarys():
+def test_container_without_a_free_granted_range_gets_one_of_the_librarys():
     first, second = granted(f"root:{SUBIDS}:{RANGE}\n", lambda: firsts(2))
     assert first == SUBIDS
     assert abs(second - SUBIDS) >= RANGE
@@ -213,7 +213,7 @@ def test_supplementary_groups_of_the_caller_are_left():
     assert ["0", "0", "0", "0"] == in_child(work)
 
 
-def test_groups_can_not_be_dropped():
+def test_groups_cannot_be_dropped():
     assert "EPERM" == attempt("drop-groups")
 
 
@@ -272,7 +272,7 @@ def test_core_holds_for_every_caller(caller):
 
 
 @pytest.mark.parametrize(("ranges", "count"), [(True, 65537), (False, 1)])
-def test_ids_of_an_ordinary_user(ranges, count):
+def test_ids_of_an_unprivileged_user(ranges, count):
     def work():
         with Container() as container:
             return {
@@ -287,7 +287,7 @@ def test_ids_of_an_ordinary_user(ranges, count):
     assert "0" == found["who"]
 
 
-def test_user_without_ranges_has_one_user_alone():
+def test_user_without_ranges_has_only_one_id():
     def work():
         answers = []
         for options in ({"user": "1000:1000"}, {"user": "0:0", "groups": [5]}):
@@ -303,7 +303,7 @@ def test_user_without_ranges_has_one_user_alone():
     assert "/etc/subgid" in groups
 
 
-def test_user_with_ranges_has_many():
+def test_user_with_ranges_has_many_ids():
     def work():
         done = run(["id"], user="1000:1001", groups=[5], text=True)
         return done.stdout
@@ -313,7 +313,7 @@ def test_user_with_ranges_has_many():
     assert "gid=1001" in said
 
 
-def test_user_can_not_take_ids_of_others():
+def test_user_cannot_use_ids_of_other_users():
     def work():
         try:
             run(["true"], uid_mappings=[IdMapping(0, 0, 1)], gid_mappings=[IdMapping(0, 0, 1)])
@@ -323,7 +323,7 @@ def test_user_can_not_take_ids_of_others():
     assert "not granted" in as_user(work, ranges=False)
 
 
-def test_user_can_not_share_its_user_namespace():
+def test_user_cannot_share_its_user_namespace():
     def work():
         try:
             run(["true"], namespaces=Namespaces(user="host"))
@@ -408,6 +408,6 @@ def test_root_of_a_user_namespace_has_containers():
     assert "0" == done.stdout.strip(), done.stderr
 
 
-def test_error_tells_the_same_after_pickling():
+def test_error_is_unchanged_by_pickling():
     error = UnsupportedError("clone", errno.EPERM, "user namespace", "sysctl")
     assert str(error) == str(UnsupportedError(*json.loads(json.dumps(error.__reduce__()[1]))))

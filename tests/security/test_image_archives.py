@@ -64,7 +64,7 @@ OUT = "/../../outside/secret"
     ],
 )
 @pytest.mark.parametrize("whiteouts", ["overlay", "apply"])
-def test_archive_that_leads_out_is_refused(tmp_path, members, whiteouts):
+def test_archive_with_a_path_out_of_the_root_is_refused(tmp_path, members, whiteouts):
     with watched(tmp_path) as (root, _), pytest.raises(ImageError):
         unpack(archive(*members), root, Extraction(whiteouts=whiteouts))
 
@@ -101,7 +101,7 @@ def test_archive_deletes_through_its_links_only_inside(tmp_path, marker):
         assert ["up"] == os.listdir(root)
 
 
-def test_archive_written_through_a_link_is_what_the_watch_would_see(tmp_path):
+def test_control_detects_an_archive_that_writes_through_a_link(tmp_path):
     """A plain extraction of the same attack does escape, so the test above can fail."""
     root, outside = tmp_path / "outside/in/root", tmp_path / "outside"
     root.mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_archive_with_absolute_names_stays_inside(tmp_path):
         assert b"x" == (root / "etc/passwd").read_bytes() == (root / "l").read_bytes()
 
 
-def test_archive_may_hold_links_that_point_out_but_nothing_follows_them(tmp_path):
+def test_archive_may_contain_links_that_point_out_but_they_are_not_followed(tmp_path):
     with watched(tmp_path) as (root, outside):
         unpack(archive(symlink("a", "../../secret"), symlink("b", str(outside / "secret")), hardlink("c", "a")), root)
         assert "../../secret" == os.readlink(root / "a") == os.readlink(root / "c")
@@ -165,7 +165,7 @@ def test_archive_device_nodes_are_made_by_the_rule(tmp_path):
     )
 
 
-def test_archive_can_not_steer_overlayfs_or_the_hosts_security(tmp_path):
+def test_archive_cannot_control_overlayfs_or_the_hosts_security_modules(tmp_path):
     attributes = {
         f"SCHILY.xattr.{name}": "y"
         for name in (
@@ -240,7 +240,7 @@ def test_archive_over_a_bound_is_refused(tmp_path, limits, word):
         unpack(content, tmp_path, Extraction(limits=limits), compressed=1000)
 
 
-def test_archive_with_endless_headers_is_refused(tmp_path):
+def test_archive_with_unbounded_headers_is_refused(tmp_path):
     huge = tarfile.TarInfo("././@PaxHeader")
     huge.type, huge.size = tarfile.XHDTYPE, 1 << 40
     with pytest.raises(ImageError, match="headers of an entry have more than"):
@@ -252,7 +252,7 @@ def test_archive_with_endless_headers_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("at", [0, 100, 148, 257, 512 + 10, 1024 + 148])
-def test_archive_with_damage_is_refused_and_not_taken_as_the_end(tmp_path, at):
+def test_damaged_archive_is_refused_and_not_read_as_its_end(tmp_path, at):
     content = bytearray(archive(member("a", data=b"x" * 512), member("b", data=b"y")))
     content[at] ^= 0x55
     try:
@@ -317,7 +317,7 @@ def made(parts):
 
 
 def spelled_once(members):
-    """Leave out a directory that is named again in another way (``a``, ``a/.``): GNU tar then mixes what the two say."""
+    """Leave out a directory that is named twice in different ways (``a``, ``a/.``): GNU tar mixes such entries."""
     names, seen = {}, set()
     for info, data in members:
         plain = os.path.normpath("/" + info.name)
@@ -355,12 +355,12 @@ def gnu_tar(content, root, tool, loader):
 @settings(
     max_examples=examples(ci=100, nightly=1000),
     deadline=None,
-    derandomize=True,  # where GNU tar contradicts itself (``a``, then ``a/.``) nothing is to be learned from it
+    derandomize=True,  # where GNU tar contradicts itself (``a``, then ``a/.``) a comparison is not useful
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(_member, min_size=1, max_size=8), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
 @pytest.mark.timeout(600)
-def test_archive_made_by_chance_is_extracted_like_gnu_tar_in_a_chroot_or_refused(tmp_path, chroot_tar, parts, dialect):
+def test_random_archive_is_extracted_like_gnu_tar_in_a_chroot_or_refused(tmp_path, chroot_tar, parts, dialect):
     content = archive(*spelled_once(map(made, parts)), dialect=dialect)
     base = tmp_path / "run"
     base.mkdir()
@@ -391,7 +391,7 @@ def test_archive_made_by_chance_is_extracted_like_gnu_tar_in_a_chroot_or_refused
     st.lists(_member, min_size=1, max_size=4),
     st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), max_size=8),
 )
-def test_archive_with_bytes_changed_by_chance_never_gets_out_or_ends_in_another_error(tmp_path, parts, changes):
+def test_archive_with_random_damage_never_escapes_or_raises_another_error(tmp_path, parts, changes):
     content = bytearray(archive(*map(made, parts)))
     for at, value in changes:
         content[at % len(content)] = value

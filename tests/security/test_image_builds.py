@@ -158,7 +158,7 @@ def test_altered_blob_of_a_cached_layer_is_not_used(place, number):
     assert place.store.verify() == ()
 
 
-def test_blob_that_was_touched_and_is_what_it_was_is_used(place):
+def test_touched_but_unchanged_blob_is_used(place):
     for entry in place.entries():
         blob = blob_of(place, entry)
         shutil.copy2(blob, f"{blob}.new")
@@ -166,7 +166,7 @@ def test_blob_that_was_touched_and_is_what_it_was_is_used(place):
     assert place.build()[0] == ["exists", "exists"]
 
 
-def test_entry_that_came_with_a_copy_of_the_store_is_compared_before_it_is_used(place):
+def test_entry_of_a_copied_store_is_verified_before_it_is_used(place):
     shutil.copytree(place.store.root, place.path / "copy", symlinks=True)
     place.store = Store(place.path / "copy")
     alter(blob_of(place, place.entries()[0]))
@@ -235,7 +235,7 @@ def left(store):
 
 
 @pytest.mark.parametrize("work", WORKS)
-def test_store_is_whole_after_a_kill_at_any_moment(place, work):
+def test_store_is_consistent_after_a_kill_at_any_moment(place, work):
     for number in range(30):
         (place.context / f"f{number}").write_bytes(os.urandom(20_000))
     base = Image.open("localhost/base:1", store=place.store)
@@ -273,11 +273,11 @@ def test_store_is_whole_after_a_kill_at_any_moment(place, work):
     assert place.store.verify() == ()
 
 
-def test_file_that_was_to_take_the_place_of_another_is_swept_when_it_is_old(place):
+def test_old_replacement_file_is_swept(place):
     for directory in (place.store.root, place.store.root / "build/cache"):
         (directory / ".index.json.0123456789ab").write_text("x")
     place.store.collect()
-    assert len(left(place.store)) == 2, "somebody may be about to put it in its place"
+    assert len(left(place.store)) == 2, "another process may be about to move it into place"
     for path in left(place.store):
         os.utime(path, (0, 0))
     assert place.store.collect().unfinished == 2

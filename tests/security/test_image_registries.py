@@ -101,7 +101,7 @@ NO_ADDRESSES = (
 
 
 @pytest.mark.parametrize("realm", NO_ADDRESSES)
-def test_realm_that_is_no_address(tmp_path, realm):
+def test_realm_that_is_not_an_address(tmp_path, realm):
     class Hostile(Honest):
         def manifest(self):
             challenge = f'Bearer realm="{realm}",service="s"'.encode().decode("latin-1")
@@ -113,7 +113,7 @@ def test_realm_that_is_no_address(tmp_path, realm):
 
 @pytest.mark.parametrize("location", NO_ADDRESSES)
 @pytest.mark.parametrize("what", ["manifest", "layer"])
-def test_redirect_to_no_address(tmp_path, location, what):
+def test_redirect_to_an_invalid_address(tmp_path, location, what):
     class Hostile(Honest):
         pass
 
@@ -126,7 +126,7 @@ def test_redirect_to_no_address(tmp_path, location, what):
 
 
 @pytest.mark.parametrize("link", ["http://[::1", "http://127.0.0.1:99999/", "//[", "http://elsewhere.example/v2/"])
-def test_next_page_at_no_address(link):
+def test_next_page_at_an_invalid_address(link):
     class Hostile(Quiet):
         def do_GET(self):
             self.reply(200, b'{"tags":["1"]}', Link=f'<{link}>; rel="next"')
@@ -136,7 +136,7 @@ def test_next_page_at_no_address(link):
 
 
 @pytest.mark.parametrize("location", ["http://[::1", "http://127.0.0.1:99999/x", ""])
-def test_upload_to_no_address(location):
+def test_upload_to_an_invalid_address(location):
     class Hostile(Honest):
         def do_POST(self):
             self.reply(202, b"", Location=location)
@@ -146,7 +146,7 @@ def test_upload_to_no_address(location):
 
 
 @pytest.mark.parametrize("digest", ["sha256:zz", "sha256:" + "A" * 64, "sha1:00", "sha256:"])
-def test_digest_that_is_none(tmp_path, digest):
+def test_invalid_digest(tmp_path, digest):
     class Hostile(Honest):
         def manifest(self):
             self.reply(200, MANIFEST, Content_Type=media.OCI_MANIFEST, Docker_Content_Digest=digest)
@@ -203,7 +203,7 @@ SLOW = (dripping_manifest, endless_headers, endless_line, silence, later, slow_t
 
 
 @pytest.mark.parametrize("way", SLOW)
-def test_metadata_that_does_not_come_is_given_up_in_time(tmp_path, way):
+def test_missing_metadata_times_out(tmp_path, way):
     class Hostile(Honest):
         manifest = way
 
@@ -214,7 +214,7 @@ def test_metadata_that_does_not_come_is_given_up_in_time(tmp_path, way):
         pulled(host, tmp_path)
 
 
-def test_metadata_that_is_slow_comes_for_whom_waits(tmp_path):
+def test_slow_metadata_arrives_with_a_longer_timeout(tmp_path):
     class Slow(Honest):
         def manifest(self):
             self.begin(len(MANIFEST), Content_Type=media.OCI_MANIFEST)
@@ -226,7 +226,7 @@ def test_metadata_that_is_slow_comes_for_whom_waits(tmp_path):
         assert pulled(host, tmp_path, RegistrySettings(metadata_s=20)).digest == Digest.of(MANIFEST)
 
 
-def test_silent_port_is_given_up_in_time(tmp_path):
+def test_silent_port_times_out(tmp_path):
     """It does not even report that it does not support TLS."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -264,7 +264,7 @@ def silent_blob(handler):
 
 
 @pytest.mark.parametrize("way", [cut_blob, cut_blob_that_begins_anew, dripping_blob, silent_blob])
-def test_blob_below_the_least_rate_is_given_up(tmp_path, way):
+def test_blob_below_the_minimum_rate_fails(tmp_path, way):
     class Hostile(Honest):
         layer = way
 
@@ -273,7 +273,7 @@ def test_blob_below_the_least_rate_is_given_up(tmp_path, way):
         pulled(host, tmp_path, settings)
 
 
-def test_blob_that_takes_too_long_in_all_is_given_up(tmp_path):
+def test_blob_over_the_total_time_fails(tmp_path):
     class Hostile(Honest):
         def layer(self):
             self.begin(len(LAYER))
@@ -283,7 +283,7 @@ def test_blob_that_takes_too_long_in_all_is_given_up(tmp_path):
         pulled(host, tmp_path, RegistrySettings(blob_s=1.0, least_rate_bytes=1))
 
 
-def test_blob_that_is_slow_comes_when_it_comes_at_the_least_rate(tmp_path):
+def test_slow_blob_above_the_minimum_rate_arrives(tmp_path):
     class Slow(Honest):
         def layer(self):
             self.begin(len(LAYER))
@@ -294,7 +294,7 @@ def test_blob_that_is_slow_comes_when_it_comes_at_the_least_rate(tmp_path):
         assert pulled(host, tmp_path, settings).digest == Digest.of(MANIFEST)  # in 2 s, four windows
 
 
-def test_address_of_a_build_below_the_least_rate_is_given_up(tmp_path):
+def test_build_download_below_the_minimum_rate_fails(tmp_path):
     class Hostile(Quiet):
         def do_GET(self):
             self.send_response(200)
@@ -310,7 +310,7 @@ def test_address_of_a_build_below_the_least_rate_is_given_up(tmp_path):
 # --- Sizes
 
 
-def test_refusal_without_an_end_is_not_read_to_it(tmp_path):
+def test_endless_refusal_is_not_read_completely(tmp_path):
     sent = []
 
     class Hostile(Honest):
@@ -328,7 +328,7 @@ def test_refusal_without_an_end_is_not_read_to_it(tmp_path):
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"tags":' + b"[" * 100_000, b'{"tags": 7}', b"[]", b"\xff", b""])
-def test_list_of_tags_that_is_none(body):
+def test_invalid_list_of_tags(body):
     class Hostile(Quiet):
         def do_GET(self):
             self.reply(200, body)
@@ -348,7 +348,7 @@ def test_list_of_tags_that_is_none(body):
         b'{"token":"x',
     ],
 )
-def test_token_that_is_none(tmp_path, body):
+def test_invalid_token(tmp_path, body):
     class Hostile(Honest):
         def do_GET(self):
             if self.path.startswith("/token"):
@@ -363,7 +363,7 @@ def test_token_that_is_none(tmp_path, body):
         pulled(host, tmp_path)
 
 
-def test_token_that_lasts_forever_is_asked_for_again_some_day(tmp_path):
+def test_token_without_expiry_is_renewed(tmp_path):
     token = json.dumps({"token": "x", "expires_in": 10**300}).encode()
 
     class Hostile(Honest):
@@ -385,6 +385,6 @@ def test_token_that_lasts_forever_is_asked_for_again_some_day(tmp_path):
 
 @pytest.mark.parametrize("name", ["timeout_s", "metadata_s", "least_rate_bytes", "window_s", "blob_s", "attempts"])
 @pytest.mark.parametrize("value", [0, -1, None, "1", True, float("nan"), [1]])
-def test_settings_that_are_no_numbers_are_refused(name, value):
+def test_settings_that_are_not_numbers_are_refused(name, value):
     with pytest.raises(SpecError, match=name):
         RegistrySettings(**{name: value})

@@ -54,7 +54,7 @@ def interrupt():
 
     def within(delay_s, do):
         due.append(True)
-        gc.disable()  # what a handler raises in what somebody does at a collection is lost
+        gc.disable()  # an exception of a handler in a function that runs at a collection is lost
         try:
             try:
                 signal.setitimer(signal.ITIMER_REAL, delay_s)
@@ -165,7 +165,7 @@ def typical_s(do):
 # Between open() and "with" nobody holds a file but its last reference, which closes it, with a warning.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("kind", [a_run, a_first_run, a_command, a_fed_command, a_piped_command, a_life])
-def test_nothing_stays_of_what_was_interrupted(kind, interrupt, left_of):
+def test_interrupted_operation_leaves_nothing(kind, interrupt, left_of):
     moments = random.Random(kind.__name__)
     hits: list[bool] = []
     with Container() as container:
@@ -262,8 +262,8 @@ def started_in_a_container(container):
         raise
 
 
-def what_there_is():
-    """Return the descriptors, each with its number, and the children."""
+def open_resources():
+    """Return all descriptors, by number, and all children of this process."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -274,10 +274,10 @@ def what_there_is():
 
 
 def stays(before):
-    """Return what is there and was not before; waits a little for what the kernel has yet to reap."""
+    """Return new descriptors and children. Wait a little for the kernel to reap processes."""
     deadline = time.monotonic() + 20
     while True:
-        descriptors, children = what_there_is()
+        descriptors, children = open_resources()
         left = {name: target for name, target in descriptors.items() if before[0].get(name) != target}
         if (not left and children <= before[1]) or time.monotonic() > deadline:
             return left, children - before[1]
@@ -290,7 +290,7 @@ by_root = pytest.mark.skipif(os.geteuid() != 0, reason="limits: root")
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the instructions are those of Python 3.11")
 @by_root
 def test_group_of_an_interrupted_command_is_removed_with_its_container(groups_found):
-    """While the container lives it may stay, with its descriptors; the check for leaks sees what is there afterwards."""
+    """While the container lives, the group may stay with its descriptors. The check for leaks comes afterwards."""
     former = sys.gettrace()
     with Container(limits=Limits(pids=50)) as container:
         container.run(["true"])
@@ -320,16 +320,16 @@ def test_group_of_an_interrupted_command_is_removed_with_its_container(groups_fo
         a_command,
     ],
 )
-def test_nothing_stays_of_a_start_that_was_interrupted_at_any_step(kind, groups_found):
+def test_start_interrupted_at_any_step_leaves_nothing(kind, groups_found):
     left = {}
     with Container() as container:
         for _ in range(3):
             kind(container)
         former = sys.gettrace()
-        gc.disable()  # an exception in what somebody does at a collection is lost
+        gc.disable()  # an exception in a function that runs at a collection is lost
         try:
             for number in range(random.Random(kind.__name__).randint(1, STRIDE), 10_000, STRIDE):
-                before = what_there_is()
+                before = open_resources()
                 interrupting = Interrupting(number)
                 try:
                     sys.settrace(interrupting)
@@ -381,14 +381,14 @@ print("interrupted:", number - 1)
 """
 
 
-def test_nothing_stays_of_a_command_that_is_interrupted_in_an_audit_hook():
+def test_command_interrupted_in_an_audit_hook_leaves_nothing():
     """A hook of the program runs while C makes files of the ends of the pipes, and a signal handler in the hook."""
     done = subprocess.run([sys.executable, "-c", IN_AUDIT_HOOK], capture_output=True, text=True, timeout=60)
     assert ("", "interrupted: 3\n") == (done.stderr, done.stdout)
 
 
 @pytest.mark.parametrize("kind", ["put", "get"])
-def test_no_descriptor_stays_of_a_copy_that_was_interrupted(kind, copies, interrupt):
+def test_interrupted_copy_leaves_no_descriptor(kind, copies, interrupt):
     moments = random.Random(kind)
     with Container() as container:
         container.files.put(copies["tree"], "/tmp/got")
@@ -439,7 +439,7 @@ def test_descriptor_has_an_owner_from_the_moment_it_is_made(interrupt):
 
 
 @pytest.mark.parametrize("delay_ms", [0.3, 1, 2, 20])
-def test_container_whose_command_is_interrupted_is_stopped_while_the_error_is_on_its_way(interrupt, delay_ms):
+def test_container_of_an_interrupted_command_is_stopped_while_the_error_propagates(interrupt, delay_ms):
     """The end of ``with`` runs while the error and the objects in its frames are still referenced."""
 
     def work():
@@ -453,7 +453,7 @@ def test_container_whose_command_is_interrupted_is_stopped_while_the_error_is_on
     assert time.monotonic() - began < 20
 
 
-def test_handler_may_stop_the_container_whose_command_is_under_way(deadline):
+def test_handler_may_stop_the_container_of_a_running_command(deadline):
     container = Container().start()
     former = signal.signal(signal.SIGUSR1, lambda *_: container.stop())
     try:
@@ -487,7 +487,7 @@ def test_container_whose_pid_namespace_another_shares_is_stopped_first(deadline)
 
 
 @pytest.mark.several_ids
-def test_container_is_stopped_though_what_shares_its_pid_namespace_is_frozen(deadline):
+def test_container_is_stopped_although_another_in_its_pid_namespace_is_frozen(deadline):
     first = Container().start()
     second = in_its_pid_namespace(first, limits=Limits(pids=20)).start()
     sleeper = second.popen(["sleep", "100"])
@@ -498,7 +498,7 @@ def test_container_is_stopped_though_what_shares_its_pid_namespace_is_frozen(dea
 
 
 def test_pidfd_of_init_stays_open_until_its_container_is_released(deadline):
-    """Or a thread that starts a command would join whatever has the same number by then."""
+    """Otherwise a thread that starts a command could join another object with the same descriptor number."""
     first = Container().start()
     second = in_its_pid_namespace(first).start()
     pidfd = second.fileno()

@@ -83,11 +83,11 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="no str
 
 @needs_strace
 @pytest.mark.parametrize("way", ["run", "sandbox"])
-def test_command_does_not_outlive_an_owner_that_was_killed_before_it_could_ask(way):
+def test_command_does_not_outlive_an_owner_killed_before_the_death_signal_was_set(way):
     assert not outlives_its_owner(way, "guarded")
 
 
 @needs_strace
 @pytest.mark.parametrize("way", ["run", "sandbox"])
-def test_command_outlives_it_where_it_only_asks(way):
+def test_command_outlives_its_owner_without_the_second_check(way):
     assert outlives_its_owner(way, "unguarded")

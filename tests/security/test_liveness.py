@@ -1,4 +1,4 @@
-"""What a process inside can do to make the program outside wait."""
+"""Attempts from inside to block the caller."""
 
 import signal
 import time
@@ -22,7 +22,7 @@ while time.monotonic() < end:
 """
 
 
-def test_processes_that_are_stopped_as_they_join_do_not_hold_the_caller():
+def test_processes_stopped_while_joining_do_not_block_the_caller():
     """SIGSTOP can't be blocked, and root inside may send it to a process that joins."""
     with Container() as container:
         with container.popen(["python3", "-c", STOPPER], stdout=PIPE, text=True) as stopper:
@@ -41,7 +41,7 @@ def test_processes_that_are_stopped_as_they_join_do_not_hold_the_caller():
         assert 0 == container.run(["true"], timeout=30).returncode
 
 
-def test_runs_that_are_stopped_as_they_join_hold_the_caller_no_longer_than_asked():
+def test_runs_stopped_while_joining_block_the_caller_only_until_the_timeout():
     """The same with ``run``, whose process is cloned into the pid namespace by the caller itself."""
     with Container() as container:
         with container.popen(["python3", "-c", STOPPER], stdout=PIPE, text=True) as stopper:

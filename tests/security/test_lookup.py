@@ -1,4 +1,4 @@
-"""The program that a container names can't be anything of the caller. Each name is attempted in each way to start it.
+"""No path of a container leads to a program of the caller. Each path is attempted in each way to start a command.
 
 While the kernel looks up a program it follows the path, its symlinks, its ``#!`` line and its ELF interpreter. The
 container controls all of them. So the process that executes it must have nothing of the caller: no descriptor
@@ -136,7 +136,7 @@ def programs(root):
 
 
 def direct(victim):
-    """Return paths to the same files that are not in the root at all: argv[0] itself."""
+    """Return paths to the same files outside the root, for use as argv[0]."""
     above = "/.." * 12 + str(victim)
     return ["/proc/self/exe", "/proc/1/exe", *[f"/proc/self/fd/{number}{above}" for number in NUMBERS]]
 
@@ -176,7 +176,7 @@ def some(way, names):
     return kept
 
 
-def test_each_number_is_attempted_by_each_kind_of_name_in_some_way():
+def test_each_descriptor_number_is_attempted_with_each_kind_of_name():
     names = [f"/{kind}-{number}" for kind in KINDS for number in NUMBERS]
     others = [way for way in lookup_child.WAYS if way not in ("run", "sandbox", *PRIVILEGED)]
     assert set(names) == {name for way in others for name in some(way, names)}
@@ -185,7 +185,7 @@ def test_each_number_is_attempted_by_each_kind_of_name_in_some_way():
 
 
 @pytest.mark.parametrize("way", lookup_child.WAYS, indirect=True)
-def test_nothing_of_the_callers_can_be_named_as_a_program(way, root, victim):
+def test_no_resource_of_the_caller_can_be_executed(way, root, victim):
     names = some(way, programs(root)) + (direct(victim) if way != "sandbox" else [])
     found = attempts(way, root, names)
     assert set(names) == set(found)
@@ -195,7 +195,7 @@ def test_nothing_of_the_callers_can_be_named_as_a_program(way, root, victim):
 
 
 @pytest.mark.parametrize("way", CONTROLS, indirect=True)
-def test_names_lead_to_the_caller_without_the_remedy(way, root):
+def test_resources_of_the_caller_can_be_executed_without_the_remedy(way, root):
     names = [
         name for name in programs(root) if not re.search("-(1[6-9]|[2-9][0-9])$", name)
     ]  # where it has descriptors
@@ -206,7 +206,7 @@ def test_names_lead_to_the_caller_without_the_remedy(way, root):
         assert {"/chain-N", "/script-exe", "/relative-N"} <= reached, found
 
 
-def test_nothing_of_the_callers_can_be_named_as_the_working_directory(root, victim):
+def test_no_resource_of_the_caller_can_be_the_working_directory(root, victim):
     """CVE-2024-21626."""
     shutil.copy(victim, root / "quick")
     for number in NUMBERS:
@@ -236,8 +236,8 @@ def test_no_program_is_looked_up_in_memory_that_is_shared(root, victim, monkeypa
         context.programs.kept.clear()
 
 
-def test_argument_that_is_a_mode_of_the_init_does_not_wake_it(root):
-    """``#!/proc/self/exe walk`` is at most taken for a start, but it runs as the container's own process."""
+def test_argument_that_names_a_mode_of_the_init_has_no_effect(root):
+    """Run ``#!/proc/self/exe walk``. At most it starts the init's mode, as the container's own process."""
     for mode in ("walk", "run", "stay"):
         write(root / f"mode-{mode}", f"#!/proc/self/exe {mode}\n")
         done = run([f"/mode-{mode}", "0", "0"], rootfs=RootFS.dir(root), text=True, timeout=60)
@@ -248,7 +248,7 @@ def test_argument_that_is_a_mode_of_the_init_does_not_wake_it(root):
 # --- Names that change under the look-up --------------------------------------------------------------------------------
 
 
-def test_program_that_is_swapped_while_it_is_looked_up(root, victim):
+def test_program_that_is_replaced_during_its_lookup(root, victim):
     """A process outside continuously exchanges a harmless program and one that names the host's."""
     write(root / "harmless", victim.read_bytes().replace(MARK.encode(), b"h" * len(MARK)))
     ended = threading.Event()
@@ -329,7 +329,7 @@ def is_below(pid, ancestor):
 
 @needs_strace
 @pytest.mark.parametrize("way", SCANNED, indirect=True)
-def test_command_holds_its_own_descriptors_alone_at_its_exec(way, root, victim):
+def test_command_has_only_its_own_descriptors_at_its_exec(way, root, victim):
     if os.geteuid() != 0 and ("sandbox" in way or "joined" in way):
         pytest.skip(f"{way}: root: such a process is out of an unprivileged user's sight until its exec")
     assert {"0", "1", "2"} == scan(way, root, victim, "guarded")
@@ -345,7 +345,7 @@ def test_interpreter_holds_its_socket_too_at_its_exec(way, root, victim):
 
 @needs_strace
 @pytest.mark.parametrize("way", ["run", "held by a fleet, time host", "task of a fleet"])
-def test_command_holds_more_without_the_remedy(way, root, victim):
+def test_command_has_more_descriptors_without_the_remedy(way, root, victim):
     assert "the interpreter" in scan(way, root, victim, "unguarded")
 
 

@@ -33,7 +33,7 @@ def names(*kinds):
     return [f"/{kind}-{which}" for kind in kinds for which in (*FEW, "exe")]
 
 
-def test_nothing_of_the_builders_can_be_named_by_run(image, tmp_path):
+def test_no_resource_of_the_builder_can_be_executed_by_run(image, tmp_path):
     """Each step continues if the program can't be found, and prints its output."""
     context = tmp_path / "context"
     context.mkdir()
@@ -49,7 +49,7 @@ def test_nothing_of_the_builders_can_be_named_by_run(image, tmp_path):
         assert MARK not in str(failed.value)
 
 
-def test_nothing_of_the_callers_can_be_named_by_a_health_check(image):
+def test_no_resource_of_the_caller_can_be_executed_by_a_health_check(image):
     """One image has the first of these checks; the rest are checks of its container, as if they were its image's."""
     checks = [Healthcheck(test=("CMD", name), retries=1) for name in names("link", "script", "elf")]
     made = Image.from_directory(

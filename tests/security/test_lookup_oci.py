@@ -31,7 +31,7 @@ def chosen(names):
     return [name for name in names if "link" in name or name.endswith(("exe", "cwd", "-7"))]
 
 
-def test_nothing_of_the_runtimes_can_be_named_by_exec(oci, spoilt, planted):  # noqa: F811 - the fixture, not a new function
+def test_no_resource_of_the_runtime_can_be_executed_by_exec(oci, spoilt, planted):  # noqa: F811 - the fixture, not a new function
     oci.start_one(spoilt.runs("sleep 60"))
     for name in chosen(planted):
         done = oci("exec", ONE, name, check=False)
@@ -39,7 +39,7 @@ def test_nothing_of_the_runtimes_can_be_named_by_exec(oci, spoilt, planted):  # 
         assert MARK not in done.stdout + done.stderr, name
 
 
-def test_nothing_of_the_runtimes_can_be_named_as_the_program(oci, spoilt, planted):  # noqa: F811 - the fixture, not a new function
+def test_no_resource_of_the_runtime_can_be_the_program(oci, spoilt, planted):  # noqa: F811 - the fixture, not a new function
     for name in chosen(planted):
         done = oci.run(spoilt.runs(name), check=False)
         assert done.returncode != 0, name
@@ -47,7 +47,7 @@ def test_nothing_of_the_runtimes_can_be_named_as_the_program(oci, spoilt, plante
         oci("delete", "--force", ONE, check=False)
 
 
-def test_nothing_of_the_callers_can_be_named_in_an_attached_container(oci, spoilt, planted):  # noqa: F811 - the fixture, not a new function
+def test_no_resource_of_the_caller_can_be_executed_in_an_attached_container(oci, spoilt, planted):  # noqa: F811 - the fixture, not a new function
     oci.start_one(spoilt.runs("sleep 60"))
     with Container.attach(ONE, oci.root) as attached:
         for name in planted:
@@ -61,7 +61,7 @@ def test_nothing_of_the_callers_can_be_named_in_an_attached_container(oci, spoil
 
 @needs_strace
 @pytest.mark.parametrize("verb", ["run", "exec"])
-def test_program_holds_its_own_descriptors_alone_at_its_exec(oci, spoilt, verb):  # noqa: F811 - the fixture, not a new function
+def test_program_has_only_its_own_descriptors_at_its_exec(oci, spoilt, verb):  # noqa: F811 - the fixture, not a new function
     if verb == "exec":
         oci.start_one(spoilt.runs("sleep 60"))
         words = ("exec", ONE, "/bin/true")

@@ -1,4 +1,4 @@
-"""What test_lookup.py attempts, in containers that were brought back; and what the processes around a checkpoint hold."""
+"""The attempts of test_lookup.py in restored containers, and the descriptors of the processes around a checkpoint."""
 
 import contextlib
 import os
@@ -48,7 +48,7 @@ def root():
 
 @pytest.fixture(scope="module")
 def images(root, tmp_path_factory):
-    """A checkpoint of a container whose process has descriptors of its own, and what all its processes held."""
+    """Make a checkpoint of a container whose process has its own descriptors. Return it with all descriptors inside."""
     place = tmp_path_factory.mktemp("restored") / "images"
     with Container(RootFS.dir(root), mounts=SHOWN) as c:
         c.run(["/bin/sh", "-c", f"({HOLDS}) </dev/null >/dev/null 2>&1 &"], check=True)
@@ -66,7 +66,7 @@ def eventually(condition, seconds=20):
 
 
 def held(pid):
-    """Return what a process has open, by number; numbers of inodes do not matter."""
+    """Return the open files of a process by descriptor, without inode numbers."""
     found = {}
     for number in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -75,7 +75,7 @@ def held(pid):
 
 
 def by_program(container):
-    """Return what the processes of a container hold, but for those that end at once."""
+    """Return the open files of a container's processes, except those that end immediately."""
     found = {}
     for pid in container.members():
         with contextlib.suppress(OSError):
@@ -85,11 +85,11 @@ def by_program(container):
     return found
 
 
-# --- What is brought back
+# --- Restored processes
 
 
 @needs_criu
-def test_processes_that_are_brought_back_hold_what_they_held(images):
+def test_restored_processes_have_their_previous_descriptors(images):
     place, before = images
     assert {"init", "sh"} == set(before)
     assert {7, 8, 9} <= set(before["sh"])  # the control: more than the standard streams is seen
@@ -101,7 +101,7 @@ def test_processes_that_are_brought_back_hold_what_they_held(images):
     assert {**before["init"], 4: "anon_inode:[pidfd]"} == after["init"]
 
 
-# --- What is started there
+# --- Commands in restored containers
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def caller(place, how, *names):
 
 
 @needs_criu
-def test_nothing_of_the_callers_can_be_named_in_a_container_that_was_brought_back(images, root):
+def test_no_resource_of_the_caller_can_be_executed_in_a_restored_container(images, root):
     names = [*programs(root), "/quick"]
     with caller(images[0], "alone", *names) as (process, _):
         process.stdin.write("go\n")
@@ -129,7 +129,7 @@ def test_nothing_of_the_callers_can_be_named_in_a_container_that_was_brought_bac
 
 
 def scan(place, how):
-    """Attach strace(1) once the container is there: CRIU itself has to trace what it brings back."""
+    """Attach strace(1) after the restore, because CRIU itself traces the processes that it restores."""
     with caller(place, how, "/quick") as (process, init):
         space = os.stat(f"/proc/{init}/ns/pid").st_ino
 
@@ -153,14 +153,14 @@ def is_traced(pid):
 
 @needs_criu
 @needs_strace
-def test_command_in_a_container_that_was_brought_back_holds_its_own_descriptors_alone(images):
+def test_command_in_a_restored_container_has_only_its_own_descriptors(images):
     assert {"0", "1", "2"} == scan(images[0], "alone")
 
 
 @needs_criu
 @needs_strace
-def test_command_in_a_container_that_was_brought_back_holds_what_it_is_passed(images):
-    """The control: one more is seen."""
+def test_command_in_a_restored_container_has_passed_descriptors(images):
+    """Check that a passed descriptor is seen, as the control."""
     found = scan(images[0], "passing")
     assert {"0", "1", "2"} < found
     assert 4 == len(found)
@@ -171,7 +171,7 @@ def test_command_in_a_container_that_was_brought_back_holds_what_it_is_passed(im
 
 @pytest.fixture
 def inherited():
-    """A descriptor that every program inherits which is started without care."""
+    """A descriptor that is not close-on-exec, so that every program inherits it."""
     fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
     os.set_inheritable(fd, True)
     yield fd
@@ -191,7 +191,7 @@ def guard(inherited):
             os.close(pidfd)
 
 
-def test_guard_holds_two_processes_and_nothing_else(guard, inherited):
+def test_guard_has_only_two_pidfds(guard, inherited):
     eventually(lambda: Path(f"/proc/{guard}/comm").read_text() == "guard\n" and len(held(guard)) == 2)
     assert {3: "anon_inode:[pidfd]", 4: "anon_inode:[pidfd]"} == held(guard)
     assert b"" == Path(f"/proc/{guard}/environ").read_bytes()
@@ -199,7 +199,7 @@ def test_guard_holds_two_processes_and_nothing_else(guard, inherited):
     assert {str(os.getpid())} < {number_of(guard, fd) for fd in (3, 4)}
 
 
-def test_program_that_is_started_without_care_holds_what_is_inherited(inherited):
+def test_plain_start_inherits_descriptors(inherited):
     """The control."""
     pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
     try:
@@ -211,6 +211,6 @@ def test_program_that_is_started_without_care_holds_what_is_inherited(inherited)
 
 
 def number_of(pid, fd):
-    """Return the process that a pidfd stands for. Source: pidfd_open(2)."""
+    """Return the pid of the process of a pidfd. Source: pidfd_open(2)."""
     lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith("Pid:"))

@@ -73,7 +73,7 @@ def watched(base):
             seen.update(json.loads(watcher.stdout.read()))
 
 
-def test_watcher_sees_who_has_the_callers_command_line(base):
+def test_watcher_sees_processes_with_the_callers_command_line(base):
     with watched(base) as seen, CGroup.create(limits=Limits(memory="64M")) as group:
         reader, writer = os.pipe()
         child = os.fork()
@@ -92,7 +92,7 @@ def test_watcher_sees_who_has_the_callers_command_line(base):
 
 @pytest.mark.parametrize("limits", [Limits(memory="64M"), Limits(memory="64M", cpus=1, pids=32)])
 @pytest.mark.parametrize("way", ["run", "start", "command"])
-def test_nobody_who_shares_it_is_in_a_group_with_a_memory_limit(way, limits, base):
+def test_no_process_that_shares_memory_is_in_a_group_with_a_memory_limit(way, limits, base):
     live = Container(limits=limits) if way == "command" else contextlib.nullcontext()
     with live, watched(base) as seen:
         for _ in range(60):

@@ -1,4 +1,4 @@
-"""A container that opens connections for as long as it is let: the table that all share has room for others."""
+"""A container that opens as many connections as it can: the shared connection table still has room for others."""
 
 import socket
 
@@ -37,7 +37,7 @@ def flood(where, name, address, count=OVER):
 
 
 @pytest.mark.parametrize("address", lab.OUTSIDE)
-def test_connections_of_one_container_are_bounded_and_others_go_on(where, address):
+def test_connections_of_one_container_are_bounded_and_others_continue(where, address):
     attendant = where.attend()
     flood(where, "c1", address)
     for name in ("router", "host"):
@@ -47,7 +47,7 @@ def test_connections_of_one_container_are_bounded_and_others_go_on(where, addres
     assert {each.kind for each in attendant.refusals()} == {"connections"}
 
 
-def test_without_the_bound_one_container_has_as_many_as_it_likes():
+def test_without_the_bound_one_container_has_unlimited_connections():
     with lab.Lab(rules=False) as where:
         where.run("host", "nft add table inet t")
         where.run("host", "nft add chain inet t f { type filter hook forward priority 0; }")
@@ -56,7 +56,7 @@ def test_without_the_bound_one_container_has_as_many_as_it_likes():
         assert connections(where, "host") >= OVER
 
 
-def test_questions_to_the_resolver_are_not_remembered_as_connections(where):
+def test_dns_questions_are_not_tracked_as_connections(where):
     where.attend()
     before = connections(where, "router")
     question = bytes.fromhex("000101000001000000000000") + b"\2c2\0\0\1\0\1"

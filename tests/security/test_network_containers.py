@@ -1,4 +1,4 @@
-"""Whole containers on networks, of root and of an unprivileged user, on a host of their own with an outside beyond it."""
+"""Containers on networks, of root and of an unprivileged user, on a simulated host with an outside network."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def serve(listener: socket.socket) -> None:
 
 @pytest.fixture(params=USERS)
 def user(request, where):
-    """Run a program of the library's user; return what it prints as JSON."""
+    """Run a program that uses the library as another user. Return its JSON output."""
     if request.param == "unprivileged" and not (which("pasta") or which("slirp4netns")):
         pytest.skip("needs pasta or slirp4netns")
 
@@ -125,7 +125,7 @@ def server(where):
         made.__exit__()
 
 
-def test_internet_leads_out_and_to_nothing_of_the_hosts(user):
+def test_internet_reaches_the_outside_and_no_service_of_the_host(user):
     found = user("""
 port = serving("0.0.0.0", 0, "host")
 with Container(network="internet") as c:
@@ -139,7 +139,7 @@ with Container(network="internet") as c:
 
 
 @pytest.mark.parametrize("chain", ["ip filter FORWARD", "inet strict forward"])
-def test_host_whose_firewall_drops_what_is_forwarded_is_left_as_it_is(user, where, chain):
+def test_firewall_that_drops_forwarded_packets_is_not_changed(user, where, chain):
     family, table, _ = chain.split()
     where.run("host", f"nft add table {family} {table}")
     hooked = f"nft add chain {chain} {{ type filter hook forward priority 0 ; policy drop ; }}"
@@ -163,7 +163,7 @@ with Network("app").open() as net, Container(network=net, publish=[Port(0, 80, h
     assert (outside, host, here) == ("outside", "OSError", "served")
 
 
-def test_internet_leads_out_by_both_versions(user):
+def test_internet_reaches_the_outside_by_both_ip_versions(user):
     found = user(f"""
 with Container(network=Network("app")) as c:
     print(json.dumps(tried(c, f"{{FOUR}}:80", "{SIX}:80")))
@@ -171,7 +171,7 @@ with Container(network=Network("app")) as c:
     assert list(found.values()) == ["outside", "outside"]
 
 
-def test_container_alone_has_no_way_to_anything(user):
+def test_default_container_reaches_nothing(user):
     found = user("""
 with Container() as c:
     print(json.dumps(tried(c, f"{FOUR}:80", f"{HOST}:22")))
@@ -179,7 +179,7 @@ with Container() as c:
     assert set(found.values()) == {"OSError"}
 
 
-def test_host_service_is_reached_once_it_is_asked_for(user):
+def test_host_service_is_reached_if_egress_allows_it(user):
     found = user("""
 port = serving("0.0.0.0", 0, "host")
 with Container(network="internet", egress=Egress.only(f"{HOST}:{port}")) as c:
@@ -214,7 +214,7 @@ with net, Container(network=net, egress=rules, dns=DNS(servers=[FOUR])) as c:
 
 
 @pytest.mark.parametrize("restricted", [True, False])
-def test_network_attached_later_is_no_way_round_egress_rules(user, server, restricted):
+def test_network_attached_later_does_not_bypass_egress_rules(user, server, restricted):
     found = user(f"""
 rules = Egress.only("allowed.test:80") if {restricted} else None
 with Network("in", internal=True).open() as inner, Network("out").open() as outer:
@@ -254,7 +254,7 @@ with Network("app").open() as net, Network("other").open() as other:
 
 
 @pytest.mark.parametrize("what", ["ip link set eth0 address 02:00:00:00:00:99", "ip addr add 10.0.0.9/8 dev eth0"])
-def test_default_container_can_not_change_its_interface(user, what):
+def test_default_container_cannot_change_its_interface(user, what):
     found = user(f"""
 with Container(network="internet") as c:
     done = c.run({what.split()!r}, text=True, capture_output=True)
@@ -335,8 +335,8 @@ print(json.dumps([links, free, held]))
     assert "containerkit" not in where.run("host", "nft list tables")
 
 
-def test_first_connection_to_a_fresh_container_waits_for_nothing(user):
-    """What waits for an address or a neighbour is sent a second time: that is counted, and no clock is looked at."""
+def test_first_connection_to_a_fresh_container_is_not_retransmitted(user):
+    """Count retransmissions: a packet that waits for an address or a neighbour is sent twice. No time is measured."""
     found = user("""
 code = "import socket; s = socket.create_server(('::', 80), family=10, dualstack_ipv6=True); print(flush=True); s.accept(); s.accept()"
 ask = "import socket, sys; made = [socket.create_connection((each, 80), 30) for each in sys.argv[1:]]; print(*(int.from_bytes(each.getsockopt(6, 11, 104)[100:104], sys.byteorder) for each in made))"
@@ -353,7 +353,7 @@ print(json.dumps(again))
 
 
 def members(where: lab.Lab) -> list[str]:
-    """Return the names of the processes on the host that the programs that carry packets are on too."""
+    """Return the names of the processes on the simulated host, which include the packet-forwarding programs."""
     found = []
     for pid in where.spaces["host"].members():
         with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
@@ -362,7 +362,7 @@ def members(where: lab.Lab) -> list[str]:
 
 
 def none_left(where: lab.Lab) -> bool:
-    """Whether those programs are gone, or are within half a minute: they see for themselves that their owner is."""
+    """Return whether these programs end within half a minute. They notice the end of their owner themselves."""
     until = time.monotonic() + 30
     while members(where) and time.monotonic() < until:
         time.sleep(0.05)

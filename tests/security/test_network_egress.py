@@ -1,4 +1,4 @@
-"""What a container reaches outside, of the host, and by name: each attempt beside one that succeeds."""
+"""The destinations that a container reaches outside, on the host and by name. Each attempt has a control that succeeds."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_container_reaches_outside_with_the_hosts_address(where, address):
 
 
 @pytest.mark.parametrize("address", [FOUR, SIX])
-def test_egress_by_network_and_port_allows_these_alone(where, address):
+def test_egress_by_network_and_port_allows_only_these(where, address):
     attendant = where.attend()
     restrict(where, "c1", Egress.only(f"[{address}]:443" if ":" in address else f"{address}:443"))
     assert where.reaches("c1", address, 443)
@@ -75,13 +75,13 @@ def test_egress_of_nothing_refuses_both_versions_and_every_protocol(where):
 
 
 @pytest.mark.parametrize("address", ["169.254.169.254", "100.100.100.200"])
-def test_metadata_of_a_cloud_is_not_of_the_internet(where, address):
+def test_cloud_metadata_is_not_part_of_the_internet(where, address):
     assert not where.reaches("c1", address, 80)
     restrict(where, "c1", Egress.only(address))
     assert where.reaches("c1", address, 80)  # asked for, so it is there
 
 
-def test_hosts_services_are_refused_unless_asked_for(where):
+def test_hosts_services_are_refused_unless_allowed(where):
     attendant = where.attend()
     for address in ("0.0.0.0", "::"):
         where.listen("host", address, 2222)
@@ -109,7 +109,7 @@ def test_wide_rule_opens_neither_the_host_nor_private_ranges_nor_metadata(where,
     assert where.reaches("c1", "169.254.169.254", 80)
 
 
-def test_hosts_addresses_are_refused_by_the_router_where_it_knows_them(where):
+def test_router_refuses_known_addresses_of_the_host(where):
     where.listen("host", "0.0.0.0", 2222)
     where.host_rules.close()  # an unprivileged user's host has none
     where.ip("router", "route add 45.0.113.1 via 10.87.0.1")
@@ -127,7 +127,7 @@ def test_hosts_addresses_are_refused_by_the_router_where_it_knows_them(where):
     assert where.reaches("c1", "45.0.113.1", 2222)
 
 
-def test_routers_own_addresses_answer_names_alone(where):
+def test_routers_own_addresses_answer_only_dns(where):
     where.attend()
     where.listen("router", "0.0.0.0", 8080)
     for address in ("10.88.0.1", "10.87.0.2", "10.89.0.1"):
@@ -136,7 +136,7 @@ def test_routers_own_addresses_answer_names_alone(where):
     assert where.reaches("c1", "10.88.0.1", 53)
 
 
-def test_networks_reach_each_other_in_no_way(where):
+def test_networks_do_not_reach_each_other(where):
     for name in ("c2", "c3"):
         for address in lab.ADDRESSES[name]:
             where.listen(name, address, 80)
@@ -146,7 +146,7 @@ def test_networks_reach_each_other_in_no_way(where):
         assert where.reaches("c1", address, 80)
 
 
-def test_neighbour_of_the_host_that_routes_by_it_reaches_no_container(where):
+def test_neighbour_that_routes_by_the_host_reaches_no_container(where):
     where.listen("c1", "10.88.0.5", 80)
     assert where.reaches("host", "10.88.0.5", 80)
     assert not where.reaches("outside", "10.88.0.5", 80)  # its default route is the host
@@ -154,7 +154,7 @@ def test_neighbour_of_the_host_that_routes_by_it_reaches_no_container(where):
     assert where.reaches("outside", "10.88.0.5", 80)  # the control
 
 
-def test_host_that_did_not_forward_does_not_begin_to_for_others():
+def test_host_does_not_begin_to_forward_for_others():
     with lab.Lab() as where:
         other = lab._fresh()
         where.spaces["other"] = other
@@ -177,7 +177,7 @@ def test_host_that_did_not_forward_does_not_begin_to_for_others():
 
 
 @pytest.mark.parametrize("before", [Egress.only(FOUR), None])
-def test_egress_of_a_reused_address_is_not_its_former_owners(where, before):
+def test_reused_address_does_not_keep_the_egress_of_its_previous_owner(where, before):
     if before is not None:
         restrict(where, "c1", before)
     assert where.reaches("c1", FOUR, 80)
@@ -204,7 +204,7 @@ def test_egress_of_a_reused_address_is_not_its_former_owners(where, before):
 
 
 def ask(where: lab.Lab, name: str, asked: str, kind: int = dns.A, stream: bool = False) -> tuple[int, list[str]]:
-    """Ask as a container's program does; return the code of the answer and its addresses."""
+    """Send a DNS question from a container. Return the code and the addresses of the answer."""
     question = struct.pack(">6H", 77, 0x0100, 1, 0, 0, 0)
     question += b"".join(bytes((len(label),)) + label for label in asked.encode().split(b".")) + b"\0"
     question += struct.pack(">HH", kind, 1)
@@ -247,7 +247,7 @@ def by_name(where: lab.Lab, server: NameServer, egress: Egress | None):
     return attendant
 
 
-def test_egress_by_name_allows_an_address_once_its_name_was_asked_for(where, server):
+def test_egress_by_name_allows_an_address_after_its_name_was_resolved(where, server):
     by_name(where, server, Egress.only("allowed.test:80", "*.wild.test"))
     assert not where.reaches("c1", FOUR, 80)  # nobody asked
     assert ask(where, "c1", "allowed.test") == (0, [FOUR])
@@ -276,14 +276,14 @@ def test_name_that_is_not_allowed_never_leaves_this_host(where, server):
 
 
 @pytest.mark.parametrize("name", ["mapped.test", "translated.test", "tunnelled.test"])
-def test_address_of_ipv6_that_stands_for_a_private_one_is_refused(where, server, name):
+def test_ipv6_address_that_embeds_a_private_one_is_refused(where, server, name):
     attendant = by_name(where, server, Egress.only("*.test"))
     assert ask(where, "c1", name, dns.AAAA) == (dns.NO_NAME, [])
     assert [each.kind for each in attendant.refusals()] == ["rebinding"]
 
 
 @pytest.mark.parametrize("name", ["rebinding.test", "metadata.test", "half.test"])
-def test_name_that_turns_to_a_private_address_is_refused(where, server, name):
+def test_name_that_resolves_to_a_private_address_is_refused(where, server, name):
     attendant = by_name(where, server, Egress.only("*.test", "half.test"))
     assert ask(where, "c1", name) == (dns.NO_NAME, [])
     assert [each.kind for each in attendant.refusals()] == ["rebinding"]
@@ -327,7 +327,7 @@ def test_edns_and_more_of_a_clients_message_are_not_forwarded(where, server):
     assert b"\7allowed\4test" in seen[0]
 
 
-def test_spoofed_source_asks_in_nobody_elses_name(where, server):
+def test_spoofed_source_cannot_ask_for_another_container(where, server):
     by_name(where, server, Egress.only("allowed.test"))
     payload = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + b"\5other\4test\0" + struct.pack(">HH", 1, 1)
     segment = struct.pack(">HHHH", 4000, 53, 8 + len(payload), 0) + payload
@@ -345,14 +345,14 @@ def test_spoofed_source_asks_in_nobody_elses_name(where, server):
 def test_flood_of_questions_is_dropped_and_others_are_answered(where):
     attendant = where.attend()
     answered = 0
-    at_once = attendant.resolver.at_once
+    answer_locally = attendant.resolver.answer_locally
 
     def counted(data, source):
         nonlocal answered
         answered += source == "10.88.0.5"
-        return at_once(data, source)
+        return answer_locally(data, source)
 
-    attendant.resolver.at_once = counted
+    attendant.resolver.answer_locally = counted
     question = struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + b"\2c2\0" + struct.pack(">HH", 1, 1)
     code = (
         "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('10.88.0.1', 53))\n"
@@ -367,14 +367,14 @@ def test_flood_of_questions_is_dropped_and_others_are_answered(where):
     assert 500 <= answered <= 500 + 2000 * (time.monotonic() - began) + 100
 
 
-def test_stranger_to_the_router_is_answered_nothing(where, server):
+def test_unknown_client_gets_no_answer(where, server):
     attendant = by_name(where, server, None)
     attendant.remove_container("c2")
     assert ask(where, "c2", "allowed.test") == (dns.REFUSED, [])
     assert ask(where, "c1", "allowed.test") == (0, [FOUR])
 
 
-def test_answer_too_long_for_a_datagram_comes_by_a_stream(where):
+def test_answer_too_long_for_udp_comes_by_tcp(where):
     with NameServer({"long.test": tuple(f"45.0.113.{n}" for n in range(1, 60))}, long=True) as server:
         by_name(where, server, Egress.only("long.test"))
         code, found = ask(where, "c1", "long.test")
@@ -388,7 +388,7 @@ def test_answer_too_long_for_a_datagram_comes_by_a_stream(where):
 # --- Names of containers
 
 
-def test_what_every_kernel_sends_is_no_refusal(where):
+def test_packets_that_every_kernel_sends_are_not_logged(where):
     attendant = where.attend()
     group = where.socket("c1", socket.AF_INET, socket.SOCK_DGRAM)
     group.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("239.1.2.3") + bytes(4))
@@ -408,7 +408,7 @@ def test_containers_of_one_network_find_each_other_and_no_others(where, server):
     assert server.asked == []
 
 
-def test_known_name_without_the_kind_asked_for_is_no_error(where):
+def test_known_name_without_the_requested_type_is_not_an_error(where):
     attendant = where.attend()
     attendant.add_container("four", "br0", ("10.88.0.9",), ("four",))
     assert ask(where, "c1", "four", dns.AAAA) == (0, [])

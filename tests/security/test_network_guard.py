@@ -1,6 +1,6 @@
-"""A hostile container on a bridge: it has all capabilities over its namespace, and sends whatever frames it likes.
+"""A hostile container on a bridge, with all capabilities over its namespace, sends forged frames.
 
-Each attack is sent a second time with the guard taken away, and arrives: so it is the guard that stops it.
+As a control, each attack is sent again without the guard, and arrives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HOP_BY_HOP = bytes((58, 0, 1, 4, 0, 0, 0, 0))
 
 
 def ipv4(protocol, payload):
-    """Return a packet of the container's own address to all, of which the content is what is wrong."""
+    """Return a broadcast packet with the container's own address and forged content."""
     head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0)
     head += socket.inet_aton("10.88.0.5") + socket.inet_aton("255.255.255.255")
     head = head[:10] + struct.pack(">H", lab.checksum(head)) + head[12:]
@@ -36,7 +36,7 @@ def ipv6(protocol, payload):
 
 ATTACKS = {
     "a frame with another's MAC": lab.udp4(OTHER, "10.88.0.5", "10.88.255.255"),
-    "a frame with a MAC of nobody's": lab.udp4("02:12:34:56:78:9a", "10.88.0.5", "10.88.255.255"),
+    "a frame with an unknown MAC": lab.udp4("02:12:34:56:78:9a", "10.88.0.5", "10.88.255.255"),
     "a source address of another's": lab.udp4(MAC, "10.88.0.6", "10.88.255.255"),
     "a source address of the gateway's": lab.udp4(MAC, "10.88.0.1", "10.88.255.255"),
     "ARP: the gateway is at mine": lab.arp(MAC, MAC, "10.88.0.1", "10.88.0.6"),
@@ -96,17 +96,17 @@ def arrives(where: lab.Lab, frame: bytes) -> bool:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_guard_stops_what_is_not_the_containers_own(guarded, open_lab, name):
+def test_guard_stops_frames_with_foreign_addresses(guarded, open_lab, name):
     assert not arrives(guarded, ATTACKS[name])
     assert arrives(open_lab, ATTACKS[name])  # the control
 
 
 @pytest.mark.parametrize("name", FAIR)
-def test_guard_lets_pass_what_is_the_containers_own(guarded, name):
+def test_guard_passes_frames_with_own_addresses(guarded, name):
     assert arrives(guarded, FAIR[name])
 
 
-def test_guard_holds_for_what_goes_to_the_router_too(guarded, open_lab):
+def test_guard_filters_frames_to_the_router_too(guarded, open_lab):
     frame = lab.arp(MAC, MAC, "10.88.0.6", "10.88.0.1", 1)
     for where, learned in ((guarded, False), (open_lab, True)):
         where.ip("router", "neigh flush dev br0")
@@ -118,7 +118,7 @@ def test_guard_holds_for_what_goes_to_the_router_too(guarded, open_lab):
         where.ip("router", "neigh flush dev br0")
 
 
-def test_guard_is_nobody_elses_to_change(guarded):
+def test_guard_cannot_be_changed_by_others(guarded):
     guarded.run("router", "nft flush ruleset")
     assert "table bridge containerkit" in guarded.run("router", "nft list tables")
     with guarded.spaces["router"].enter():
@@ -131,7 +131,7 @@ def test_guard_is_nobody_elses_to_change(guarded):
     assert "Operation not permitted" in done.stderr
 
 
-def test_guard_lets_nothing_pass_of_a_port_that_is_gone():
+def test_guard_passes_no_frame_of_a_removed_port():
     with lab.Lab() as where:
         frame = FAIR["its own datagram"]
         assert arrives(where, frame)

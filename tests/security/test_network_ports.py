@@ -1,4 +1,4 @@
-"""Published ports: who reaches them, whose address they see, and that nobody else takes them over."""
+"""Published ports: who can reach them, which client address arrives, and that no other user can take them over."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_port_in_use_is_an_error_and_leaves_nothing(where):
     assert "8080" not in where.run("host", "nft list ruleset")
 
 
-def test_port_of_one_owner_is_not_taken_by_another(where):
+def test_port_of_one_owner_cannot_be_taken_by_another(where):
     publish(where, Port(8080, 80, host="0.0.0.0"))
     thief = (
         "import os, socket; os.setuid(65534); s = socket.socket(); s.setsockopt(1, 2, 1); s.setsockopt(1, 15, 1);"
@@ -257,14 +257,14 @@ def test_any_free_port(where):
     accepted(where, server)
 
 
-def test_listening_socket_is_handed_over_and_serves(where):
+def test_listening_socket_is_passed_on_and_serves(where):
     published = publish(where, Port.socket(8443, fd=3, host="0.0.0.0"))
     handed = where.stack.enter_context(socket.socket(fileno=os.dup(published.fileno())))
     client(where, "outside", "45.0.113.1", 8443)
     assert accepted(where, handed)[1] == FOUR  # without any translation, so with the client's own address
 
 
-def test_flush_of_all_rules_by_somebody_leaves_ports_published(where):
+def test_ports_stay_published_after_a_flush_of_all_rules(where):
     publish(where, Port(8080, 80, host="0.0.0.0"))
     where.listen("c1", "0.0.0.0", 80)
     for name in ("host", "router"):

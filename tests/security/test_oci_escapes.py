@@ -26,7 +26,7 @@ pytestmark = as_root
 # --- signals and waiting
 
 
-def test_signal_is_not_sent_to_a_stranger_that_has_taken_a_number(monkeypatch, group):
+def test_signal_is_not_sent_to_a_process_that_reused_a_pid(monkeypatch, group):
     """A pid that was read from a group may belong to another process when it is signalled. The test has a control."""
     place = f"/sys/fs/cgroup/pids/{group}"
     if not os.path.isdir(os.path.dirname(place)):
@@ -95,7 +95,7 @@ def test_groups_nested_without_end_are_removed(oci, spoilt, group):
 # --- what the runtime itself reads in a root
 
 
-def test_home_is_not_read_from_what_is_no_file(oci, spoilt, own_rootfs):
+def test_home_is_not_read_from_a_pipe_or_device(oci, spoilt, own_rootfs):
     """A passwd file that is a pipe or a device would be opened by the host's root."""
     (own_rootfs / "etc/passwd").unlink()
     os.mkfifo(own_rootfs / "etc/passwd")
@@ -141,8 +141,8 @@ def test_tmpfs_with_a_copy_does_not_open_what_was_swapped_for_a_pipe(tmp_path):
 # --- what a waiting process holds
 
 OPEN_AT_THE_GATE = """
-from containerkit.oci import birth
-birth.strip = lambda tape, kept, telling: None
+from containerkit.oci import creation
+creation.strip = lambda tape, kept, telling: None
 from containerkit.oci.main import leave, main
 leave(main())
 """
@@ -152,7 +152,7 @@ LOOK_IN = """for fd in /proc/1/fd/*; do test -d $fd/self && echo the host has $(
 : >>/tmp/looked"""
 
 
-def test_waiting_process_gives_nothing_of_the_host_to_who_may_trace_it(oci, spoilt, own_rootfs):
+def test_waiting_process_reveals_nothing_of_the_host_to_a_tracer(oci, spoilt, own_rootfs):
     """A hook with CAP_SYS_PTRACE inspects PID 1. The control finds the host's procfs there."""
     for which in ("bounding", "effective", "permitted"):
         spoilt.process["capabilities"][which] += ["CAP_SYS_PTRACE"]
@@ -166,7 +166,7 @@ def test_waiting_process_gives_nothing_of_the_host_to_who_may_trace_it(oci, spoi
     assert "the host has" in (own_rootfs / "tmp/told").read_text()
 
 
-def test_waiting_process_holds_sockets_alone(oci, spoilt):
+def test_waiting_process_has_only_sockets(oci, spoilt):
     oci.create(spoilt)
     place = f"/proc/{oci.state(ONE)['pid']}/fd"
     held = {os.readlink(f"{place}/{number}").partition(":")[0] for number in os.listdir(place) if int(number) > 2}
@@ -191,7 +191,7 @@ def test_terminal_is_of_the_containers_devpts_whatever_the_image_has(oci, spoilt
         assert not console.is_master(zero.fileno())
 
 
-def test_terminal_of_what_is_no_devpts_is_refused(oci, spoilt, own_rootfs, tmp_path):
+def test_terminal_on_another_filesystem_than_devpts_is_refused(oci, spoilt, own_rootfs, tmp_path):
     spoilt.process["terminal"] = True
     spoilt.config["mounts"] = [each for each in spoilt.config["mounts"] if not each["destination"].startswith("/dev")]
     (own_rootfs / "dev/pts").mkdir()

@@ -42,7 +42,7 @@ def confine(bundle):
     return bundle
 
 
-def test_hook_of_the_image_is_held_like_the_containers_program(oci, spoilt, own_rootfs):
+def test_hook_of_the_image_is_restricted_like_the_containers_program(oci, spoilt, own_rootfs):
     """A startContainer hook is a program of the image, so it must not be root of the host."""
     confine(spoilt)
     hook = image_program(own_rootfs, "hook", f"{WHOAMI}/tmp/hook")
@@ -56,7 +56,7 @@ def test_hook_of_the_image_is_held_like_the_containers_program(oci, spoilt, own_
 
 
 @needs_runc
-def test_hook_of_the_image_is_held_as_runc_holds_it(oci, spoilt, own_rootfs):
+def test_hook_of_the_image_is_restricted_as_by_runc(oci, spoilt, own_rootfs):
     confine(spoilt)
     hook = image_program(own_rootfs, "hook", f"{WHOAMI}/tmp/hook")
     spoilt.config["hooks"] = {"startContainer": [{"path": hook}]}
@@ -71,7 +71,7 @@ def test_hook_of_the_image_is_held_as_runc_holds_it(oci, spoilt, own_rootfs):
     assert theirs == ours
 
 
-def test_hook_of_the_image_can_not_do_what_the_hosts_root_can(oci, spoilt, own_rootfs):
+def test_hook_of_the_image_cannot_do_what_the_hosts_root_can(oci, spoilt, own_rootfs):
     """With every capability the same hook succeeds, so the capabilities of the process restrict it."""
     attack = (
         "mount -t tmpfs none /mnt && echo mounted >/tmp/told; mknod /tmp/disk b 254 0 && echo made >>/tmp/told; true"
@@ -109,7 +109,7 @@ def test_hook_of_the_image_that_fails_stops_the_container(oci, spoilt, own_rootf
     assert not (own_rootfs / "tmp/ran").exists()
 
 
-def test_hook_of_the_image_that_is_missing_is_told(oci, spoilt):
+def test_missing_hook_of_the_image_is_reported(oci, spoilt):
     spoilt.config["hooks"] = {"startContainer": [{"path": "/no/such"}]}
     oci.create(spoilt)
     assert "startContainer hook #0 /no/such: " in oci.refused("start", ONE)

@@ -158,7 +158,7 @@ def test_proc_and_sysfs_elsewhere_do_not_follow_a_symlink(oci, spoilt, own_rootf
     assert "too many levels of symbolic links" in oci.refused("run", "--bundle", spoilt.path, ONE)
 
 
-def test_parameters_and_labels_are_not_written_to_what_is_no_procfs(oci):
+def test_parameters_and_labels_are_written_only_to_a_procfs(oci):
     """The runtime's own /proc may be something else (CVE-2019-19921)."""
     ask = "from containerkit.oci.errors import RuntimeFailure\nfrom containerkit.oci.kernel import open_proc\n"
     ask += "try: open_proc()\nexcept RuntimeFailure as error: print(error)\nelse: print('taken')"
@@ -172,12 +172,12 @@ def test_parameters_and_labels_are_not_written_to_what_is_no_procfs(oci):
 # --- a root that is not pivoted to
 
 CHROOT_ALONE = """
-from containerkit.oci import birth
+from containerkit.oci import creation
 def leave_host(builder, masks, *, at_home, may_move):
     builder.tape.call("fchdir", builder.root)
     builder.tape.call("chroot", b".")
     builder.tape.call("chdir", b"/")
-birth.leave_host = leave_host
+creation.leave_host = leave_host
 from containerkit.oci.main import leave, main
 leave(main())
 """
@@ -302,7 +302,7 @@ def test_nothing_of_the_host_is_in_reach_of_a_user_namespace_on_an_initial_ramfs
     assert "/mnt/sys/kernel/core_pattern" in ramfs(CHROOT_ALONE, "--no-pivot").stdout
 
 
-def test_root_that_is_only_moved_is_refused_to_who_can_move_it_away(ramfs, spoilt):
+def test_moved_root_is_refused_to_a_program_that_could_unmount_it(ramfs, spoilt):
     spoilt.process["capabilities"]["bounding"] += ["CAP_SYS_ADMIN"]
     done = ramfs(PLAIN, "--no-pivot")
     assert done.returncode == 1

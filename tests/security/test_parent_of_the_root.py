@@ -29,7 +29,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Let PID 1 wait before it unmounts the old root."""
+    """Make PID 1 wait before it unmounts the old root."""
     unmount_old_root = start.unmount_old_root
     monkeypatch.setitem(k.SYSTEM_CALLS, "nanosleep", {"x86_64": 35, "aarch64": 101}[os.uname().machine])
     wait = calls.call("nanosleep", Block(pack("=QQ", 0, WAIT_NS)), 0)
@@ -61,7 +61,7 @@ def in_a_ready_one(root, argv, **more):
     ("way", "more"),
     [(in_a_run, {}), (in_a_run, {"no_new_privs": False}), (in_a_run, {"init": False}), (in_a_ready_one, {})],
 )
-def test_old_root_is_no_working_directory(root, slow, way, more):
+def test_old_root_cannot_be_the_working_directory(root, slow, way, more):
     with pytest.raises(SetupError, match="/up/lower: No such file"):
         way(root, ["pwd"], cwd="/up/lower", **more)
 

@@ -1,4 +1,4 @@
-"""A pid that belongs to another process now: the library never signals by number."""
+"""Reused pids: the library never signals a process by its pid."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ ALLOWED = {
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="choosing the next pid takes root")
-def test_signals_never_hit_one_that_has_got_the_pid_of_another():
+def test_signals_never_hit_a_process_with_a_reused_pid():
     if shutil.which("unshare") is None:
         pytest.skip("unshare is not there (package util-linux)")
     script = Path(__file__).with_name("pid_reuse.py")
@@ -42,7 +42,7 @@ def test_signals_never_hit_one_that_has_got_the_pid_of_another():
     assert {name: name not in controls for name in found} == found
 
 
-def test_no_call_by_number_but_those_that_were_judged():
+def test_only_reviewed_calls_use_a_pid():
     """Each is an unreaped child of the caller, or the caller itself."""
     root = Path(containerkit.__file__).parent
     found = set()

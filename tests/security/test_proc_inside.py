@@ -45,13 +45,13 @@ def test_proc_of_a_joined_pid_namespace_is_that_namespaces(user):
         sleeper.kill()
 
 
-def test_proc_of_the_hosts_pid_namespace_is_the_named_way_out():
+def test_proc_of_the_hosts_pid_namespace_is_the_documented_exception():
     shown = run(["sh", "-c", LIST], text=True, namespaces=Namespaces(pid="host")).stdout
     assert str(os.getpid()) in run(["ls", "/proc"], text=True, namespaces=Namespaces(pid="host")).stdout.split()
     assert "init stay" not in shown or "pytest" in shown
 
 
-def test_proc_of_a_pid_namespace_that_is_not_the_callers_to_mount(interpreter):
+def test_proc_of_a_pid_namespace_that_another_user_namespace_owns(interpreter):
     """A user namespace of the caller does not own another's pid namespace, but the caller itself does."""
     with Container() as other:
         shown = run(["sh", "-c", LIST], text=True, namespaces=Namespaces(pid=other.namespace("pid"), network="host"))
@@ -75,7 +75,7 @@ def test_symlink_in_the_place_of_a_kernel_file_system_is_refused(root, name, to)
 
 
 @pytest.mark.parametrize("mount", [Mount.proc(), Mount.tmpfs("/sys"), Mount.tmpfs("/dev")], ids=str)
-def test_symlink_is_refused_below_a_mount_of_ones_own(root, mount):
+def test_symlink_is_refused_below_a_described_mount(root, mount):
     name = mount.target[1:]
     shutil.rmtree(root / name)
     (root / name).symlink_to("tmp")
@@ -136,7 +136,7 @@ def test_covers_stay_on_a_proc_that_is_renamed_during_the_start(root):
     assert lost == 0
 
 
-def test_covers_are_lost_where_they_are_looked_up_by_name(root, monkeypatch):
+def test_covers_are_lost_if_they_are_resolved_by_name(root, monkeypatch):
     (root / "other").mkdir()
     monkeypatch.setattr(contents, "_below", lambda path: (contents.ROOT, path))
     context.programs.kept.clear()
@@ -185,6 +185,6 @@ def test_signal_of_the_owner_reaches_pid_1():
         assert container.state == "stopped"
 
 
-def test_signal_from_inside_is_not_handed_on_to_the_command():
+def test_signal_from_inside_is_not_forwarded_to_the_command():
     code = "trap 'echo got; exit 3' TERM; sh -c 'kill -TERM 1'; sleep 0.3; echo unharmed"
     assert "unharmed\n" == run(["sh", "-c", code], text=True, timeout=60).stdout

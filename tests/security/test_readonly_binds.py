@@ -171,7 +171,7 @@ def tried_below(source, **options):
         return {path: succeeded(attempts(container, path)) for path in PLACES}
 
 
-def test_nothing_writes_to_a_read_only_bind_nor_to_what_is_mounted_below(source):
+def test_read_only_bind_and_mounts_below_cannot_be_written(source):
     before = contents(source)
     assert {path: [] for path in PLACES} == tried_below(source, readonly=True)
     assert before == contents(source)
@@ -179,7 +179,7 @@ def test_nothing_writes_to_a_read_only_bind_nor_to_what_is_mounted_below(source)
 
 @needs_root
 @pytest.mark.parametrize("ranges", [False, True])
-def test_nothing_writes_to_one_of_an_ordinary_user(source, ranges):
+def test_read_only_bind_of_an_unprivileged_user_cannot_be_written(source, ranges):
     before = contents(source)
     assert {path: [] for path in PLACES} == as_user(lambda: tried_below(source, readonly=True), ranges=ranges)
     assert before == contents(source)
@@ -209,7 +209,7 @@ def test_read_only_bind_that_is_not_recursive_leaves_out_what_is_mounted_below(s
 
 
 @needs_root
-def test_mounts_of_the_container_are_made_writable_by_who_may_mount(source):
+def test_container_that_may_mount_can_make_its_mounts_writable(source):
     """The control for attempts with mounts, and the reason not to grant CAP_SYS_ADMIN: the container owns its mounts."""
     with Container(mounts=[Mount.bind(source, "/bound", readonly=True)], **EVERYTHING) as container:
         assert ["remount"] == succeeded(attempts(container, "/bound", "remount"))
@@ -219,7 +219,7 @@ def test_mounts_of_the_container_are_made_writable_by_who_may_mount(source):
 
 
 @needs_root
-def test_what_is_mounted_below_the_source_later_does_not_come_in(source):
+def test_later_mount_below_the_source_does_not_appear(source):
     with Container(mounts=[Mount.bind(source, "/bound", readonly=True)]) as container, mounted(f"{source}/late"):
         fill(f"{source}/late")
         assert not container.files.exists("/bound/late/file")
@@ -227,14 +227,14 @@ def test_what_is_mounted_below_the_source_later_does_not_come_in(source):
 
 
 @pytest.mark.parametrize("propagation", ["slave", "shared"])
-def test_read_only_and_a_propagation_that_brings_mounts_in_is_refused(propagation):
+def test_read_only_with_receiving_propagation_is_refused(propagation):
     with pytest.raises(SpecError, match=r"readonly can't apply.*propagation='private'"):
         Mount.bind("/srv", "/bound", readonly=True, propagation=propagation)
     Mount.bind("/srv", "/bound", readonly=True, recursive=False, propagation=propagation)
 
 
 @needs_root
-def test_what_comes_in_by_propagation_is_as_it_is_outside(source):
+def test_propagated_mount_has_the_attributes_of_the_host(source):
     """The control: this is the reason to refuse the combination."""
 
     def work():
@@ -257,7 +257,7 @@ def test_what_comes_in_by_propagation_is_as_it_is_outside(source):
 
 
 @needs_root
-def test_descriptor_handed_in_is_of_the_mount_that_it_was_opened_on(source):
+def test_passed_descriptor_keeps_its_mount(source):
     """A file that was opened for reading stays read-only, and from a read-only bind nothing can be opened for writing. A
     bind does not restrict a descriptor of the caller's own mount of the same files: passing it in passes in the mount."""
     with Container(mounts=[Mount.bind(source, "/bound", readonly=True)]) as container:

@@ -1,4 +1,4 @@
-"""Bombs: a limit stops each of them, and without it they succeed."""
+"""Attempts to exhaust a resource: a limit stops each of them, and without the limit they succeed."""
 
 import os
 import resource
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("controllers", "nothing_left")
 
 @pytest.fixture(scope="module")
 def controllers():
-    """Open what a process opens once, when it creates its first control group."""
+    """Open the descriptors that a process opens once, when it creates its first control group."""
     try:
         run(["true"], limits=Limits(pids=20, memory="32M"))
     except (UnsupportedError, SetupError):
@@ -55,7 +55,7 @@ def test_memory_bomb():
     assert "done" == attempt("eat", 200)
 
 
-def test_swap_is_no_way_round_the_memory_limit():
+def test_swap_does_not_bypass_the_memory_limit():
     with open("/proc/swaps") as file:
         has_swap = len(file.readlines()) > 1
     container = limited(memory="32M")
@@ -117,7 +117,7 @@ def test_inode_flood_of_a_root_in_memory():
     assert int(done.stdout.split()[0]) < 5_120
 
 
-def test_inode_flood_goes_through_where_the_number_is_raised():
+def test_inode_flood_succeeds_if_the_limit_is_raised():
     done = run(
         ["python3", "-c", FLOOD, "/scratch", "20000"],
         text=True,
@@ -208,7 +208,7 @@ def test_oom_score_is_the_commands_alone():
         assert before == file.read()
 
 
-def test_oom_score_can_not_be_lowered():
+def test_oom_score_cannot_be_lowered():
     with open("/proc/self/oom_score_adj") as file:
         own = int(file.read())
     if own == -1000:

@@ -75,7 +75,7 @@ def stranger():
 
 
 def tried(attack, make, argument=None):
-    """Try it on a new stranger from inside of what ``make`` starts. Return the outcome, and whether a signal arrived."""
+    """Attack a new process from inside the sandbox of ``make``. Return the outcome, and whether a signal arrived."""
     with stranger() as other:
         position = NAMES.get(attack, -1)
         target = other.pid if position < 0 else other.ids[position]
@@ -84,7 +84,7 @@ def tried(attack, make, argument=None):
 
 
 def free(words):
-    """Run it as the user itself, which may do it to its own processes."""
+    """Run the attack without restrictions as the same user, so that it succeeds."""
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     done.cause = "exit"
     return done
@@ -116,7 +116,7 @@ def test_limits_and_schedules_of_others_can_be_read(attack):
     assert ["done", False] == compare(attack, inside())[0]
 
 
-def test_processor_time_limit_would_end_a_stranger():
+def test_processor_time_limit_would_kill_another_process():
     """The complete attack: a limit of no time at all kills a process that computes."""
     program("strangers")
 
@@ -142,7 +142,7 @@ def test_signals_do_not_reach_others(attack):
 
 
 @pytest.mark.parametrize("attack", SIGNALS)
-def test_signals_are_landlocks_to_hold(attack):
+def test_signals_arrive_without_landlock(attack):
     """Without that scope they arrive, with or without the filter."""
 
     def without_scope(words):
@@ -163,7 +163,7 @@ def test_memory_and_descriptors_of_others_are_out_of_reach(attack):
     assert without_filter[0] in ("EPERM", "EACCES", "ESRCH")
 
 
-def test_score_of_others_can_not_be_written_without_a_rule_for_it():
+def test_score_of_others_cannot_be_written_without_a_rule_for_it():
     held, control = compare("oom_score_adj", inside(), free)
     assert ("EACCES", "done") == (held[0], control[0])
 
@@ -181,7 +181,7 @@ def test_files_of_others_can_still_be_watched():
     assert any("inotify" in each for each in sandbox().report().uncovered)
 
 
-def test_filter_of_ones_own_is_held_to_it_too():
+def test_custom_filter_is_restricted_too():
     own = Seccomp.default().allow("prlimit64", "setpriority")
     held, relaxed = compare("limit", inside(seccomp=own), inside(seccomp=own, other_processes=True))
     assert ("EPERM", "done") == (held[0], relaxed[0])

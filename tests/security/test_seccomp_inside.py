@@ -46,7 +46,7 @@ def test_nested_user_namespace_is_refused_twice(attack):
     assert "done" == attempt(attack, NEWUSER, seccomp=None, nested_userns=True)
 
 
-def test_clone3_can_not_hide_its_flags_from_the_filter():
+def test_clone3_cannot_hide_its_flags_from_the_filter():
     assert "ENOSYS" == attempt("clone3", NEWUSER)
     assert "ENOSYS" == attempt("clone3", 0)
     assert "done" == attempt("clone3", 0, seccomp=None)
@@ -59,7 +59,7 @@ def test_no_other_namespace_can_be_made_either(flag):
     assert "done" == attempt("unshare", flag, **EVERYTHING)
 
 
-def test_namespaces_of_others_can_not_be_joined():
+def test_namespaces_of_others_cannot_be_joined():
     assert "EACCES" == attempt("join", "/proc/1/ns/net")
     assert "EPERM" == attempt("join", "/proc/self/ns/uts")
     assert "EPERM" == attempt("join", "/proc/self/ns/uts", seccomp=None)
@@ -94,14 +94,14 @@ def test_x32_entry_kills():
         "vhangup",
     ],
 )  # fmt: skip
-def test_call_that_broke_others_is_refused(name):
+def test_call_of_known_escapes_is_refused(name):
     """The arguments are all ones, which none of these calls accepts. The error number identifies the filter."""
     if name not in CALLS:
         pytest.skip(f"{os.uname().machine} has no {name}")
     assert attempt("call", CALLS[name], -1, -1, -1, -1, -1, -1) in ("EPERM", "ENOSYS")
 
 
-def test_personality_can_not_be_changed_to_one_that_weakens():
+def test_personality_cannot_be_changed_to_one_that_weakens():
     addr_no_randomize, read_implies_exec, query = 0x0040000, 0x0400000, 0xFFFFFFFF
     for flag in (addr_no_randomize, read_implies_exec):
         assert "EPERM" == attempt("call", CALLS["personality"], flag)
@@ -144,7 +144,7 @@ def test_every_number_by_another_entry_kills(entry, last):
 
 
 @pytest.mark.parametrize("attack", ["push-input", "push-input-wide"])
-def test_input_can_not_be_pushed_into_the_callers_terminal(attack):
+def test_input_cannot_be_pushed_into_the_callers_terminal(attack):
     """TIOCSTI on a terminal of the caller; the second time with bits that the kernel ignores."""
     master, slave = os.openpty()
     try:

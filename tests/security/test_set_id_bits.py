@@ -68,7 +68,7 @@ def test_file_is_not_made_with_a_bit(call, mode, shown):
 
 
 @pytest.mark.parametrize("call", [*BY_MODE, *MAKING, *DIRECTORIES])
-def test_other_modes_are_given_as_ever(call, shown):
+def test_other_modes_can_be_set(call, shown):
     assert "openat2" == call or ("done", 0) == tried(call, shown, "1755")
 
 
@@ -88,18 +88,18 @@ def test_directory_inherits_its_group_bit_from_the_one_above(shown):
     assert 0 == mode_of(shown / "file") & SET_ID
 
 
-def test_open_looks_at_its_mode_only_where_it_makes_a_file(shown):
+def test_open_checks_its_mode_only_if_it_creates_a_file(shown):
     """Without O_CREAT the third register of a program can contain anything."""
     done = run(["/attacks", "call", "257", "-100", "0", "0", "-1"], mounts=armed([bind(shown)]), text=True)
     assert "EFAULT" == outcome(done)  # caused by the path; the filter allows the call
 
 
-# --- What comes of it
+# --- The consequences
 
 
 @needs_root
 def test_user_of_the_host_is_not_made_root(shown):
-    """The complete attack: whoever runs the program that a container has left is root of the machine."""
+    """The complete attack: any user who runs the program that a container left is root of the host."""
     path = shown / "program"
 
     def euid():
@@ -153,7 +153,7 @@ def test_other_attributes_are_refused_only_with_the_capability(shown):
     assert 1 == run(command, mounts=[bind(shown)], capabilities=Capabilities.docker()).returncode
 
 
-# --- Where it is refused
+# --- When it is refused
 
 
 def chmod(container=None, path="/program", **options):
@@ -175,7 +175,7 @@ def chmod(container=None, path="/program", **options):
     ids=["default", "read-only bind", "capabilities", "overlay in memory"],
 )  # fmt: skip
 @needs_root
-def test_packages_can_be_installed_where_nothing_of_the_host_is_written(options):
+def test_packages_can_be_installed_if_no_host_file_is_writable(options):
     """As dpkg and apk do it. The root is in memory, so no user of the host can run its files."""
     assert "done" == chmod(path="/usr/program", **options)
     with Container(**options) as container:
@@ -184,7 +184,7 @@ def test_packages_can_be_installed_where_nothing_of_the_host_is_written(options)
 
 
 @needs_root
-def test_program_in_memory_has_no_effect_for_a_user_outside():
+def test_set_id_program_in_memory_has_no_effect_outside():
     """This makes it safe: through another's root the kernel ignores the bits, even on a mount that is not nosuid."""
     mounts = [Mount.tmpfs("/memory", nosuid=False, mode=0o755)]
     with Container(mounts=mounts, namespaces=Namespaces(user="host")) as container:
@@ -231,7 +231,7 @@ def test_mount_namespace_of_the_host_counts(shown):
     assert 0o4755 == mode_of(shown / "new")
 
 
-def test_filter_of_ones_own_is_held_to_it_too(shown):
+def test_custom_filter_is_restricted_too(shown):
     assert ("EPERM", 0) == tried("chmod", shown, seccomp=Seccomp.permissive())
     assert ("EPERM", 0) == tried("chmod", shown, seccomp=Seccomp.default().allow("chmod"))
     assert ("done", stat.S_ISUID) == tried("chmod", shown, seccomp=None), "without a filter nothing is refused"
@@ -247,7 +247,7 @@ def test_command_whose_filter_comes_early_still_gets_its_working_directory(shown
     assert ("done", stat.S_ISUID) == tried("openat2", shown, no_new_privs=False, set_id_bits=True)
 
 
-def test_command_can_be_relaxed_alone(shown):
+def test_single_command_can_be_relaxed(shown):
     with Container(mounts=armed([bind(shown)])) as container:
         attack = ("set-id", "chmod", f"{BIND}/program", "4755")
         assert "EPERM" == attempt_in(container, *attack)
@@ -272,7 +272,7 @@ def test_users_own_program_is_not_left_for_others(shown):
 
 @becomes_others
 @pytest.mark.parametrize("how", ["stdout", "pass_fds"])
-def test_file_that_an_unprivileged_user_hands_in_gets_no_bit(how, shown):
+def test_file_passed_in_by_an_unprivileged_user_gets_no_bit(how, shown):
     """The descriptor is of its own file, which belongs to root inside: fchmod needs no path."""
     os.chown(shown, USER, USER)
     containers = []
@@ -300,7 +300,7 @@ def test_file_that_an_unprivileged_user_hands_in_gets_no_bit(how, shown):
 
 
 @needs_root
-def test_file_that_root_hands_in_is_nobodys_inside(shown):
+def test_file_passed_in_by_root_has_no_owner_inside(shown):
     """Root's file has no owner in a user namespace with other ids, so nothing must be refused for it."""
     with open(shown / "log", "w") as log:
         script = "chmod 4755 /proc/self/fd/1; cp /usr/bin/id /usr/x && chmod 4755 /usr/x"

@@ -65,7 +65,7 @@ def number():
 
 
 def sights():
-    """Return what is found from where, of the objects in one container and of those outside."""
+    """Return which objects, of one container and of the host, are visible from each place."""
     with Container() as one, Container() as other:
         seen = {}
         with made(in_container(one), number()):
@@ -93,13 +93,13 @@ def test_containers_share_no_memory_and_no_messages():
 
 
 @pytest.mark.parametrize("ranges", [False, True])
-def test_containers_of_an_ordinary_user_share_none(ranges):
+def test_containers_of_an_unprivileged_user_share_none(ranges):
     """For the kernel their processes belong to the same user, so only the namespaces separate them."""
     assert ISOLATED == as_user(sights, ranges=ranges)
 
 
 @needs_root
-def test_joined_namespaces_share_what_is_theirs():
+def test_joined_namespaces_share_their_objects():
     with Container() as one:
         joined = Namespaces(ipc=one.namespace("ipc"), network=one.namespace("network"))
         with Container(namespaces=joined) as other, made(in_container(one), number()):
@@ -107,7 +107,7 @@ def test_joined_namespaces_share_what_is_theirs():
 
 
 @needs_root
-def test_shared_mount_of_dev_shm_shares_what_lies_there(tmp_path):
+def test_shared_mount_on_dev_shm_shares_its_objects(tmp_path):
     tmp_path.chmod(0o1777)
     mount = Mount.bind(str(tmp_path), "/dev/shm")
     with Container(mounts=[mount]) as one, Container(mounts=[mount]) as other, made(in_container(one), number()):
@@ -115,7 +115,7 @@ def test_shared_mount_of_dev_shm_shares_what_lies_there(tmp_path):
 
 
 @needs_root
-def test_namespaces_of_the_host_share_what_is_theirs():
+def test_namespaces_of_the_host_share_their_objects():
     """The documented exception."""
     shared = Namespaces(ipc="host", network="host")
     with Container(namespaces=shared) as one, made(outside, number()):

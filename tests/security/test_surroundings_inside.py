@@ -46,7 +46,7 @@ def test_interfaces_of_the_host():
 
 
 @needs_root
-def test_shared_network_can_not_be_changed_with_every_capability():
+def test_shared_network_cannot_be_changed_with_every_capability():
     """Sharing the network does not give control over it: the capabilities only count in the container's user namespace."""
     shared = Namespaces(network="host")
     assert "EPERM" == attempt("set-link", namespaces=shared, **EVERYTHING)
@@ -167,7 +167,7 @@ def test_own_group_shows_nothing_of_the_hosts():
 
 
 @needs_root
-def test_release_agent_takes_more_than_every_capability():
+def test_release_agent_cannot_be_set_with_all_capabilities():
     """CVE-2022-0492: the kernel ran, as root of the machine, the program that a group's root named."""
     script = "mount -t cgroup -o memory none /mnt 2>/dev/null && echo /bin/true > /mnt/release_agent && echo written"
     done = run(["sh", "-c", script], text=True, **EVERYTHING)
@@ -190,7 +190,7 @@ def test_memory_of_the_caller_is_out_of_reach_while_a_command_joins():
         assert "found" != watcher.stdout.read().strip()
 
 
-def test_watcher_does_find_what_can_be_read():
+def test_watcher_finds_readable_memory():
     """The same watcher with a process that it may read, to prove that the test above can fail."""
     secret = os.urandom(24)
     code = f"import time; held = bytes.fromhex('{secret.hex()}') * 1000; time.sleep(20)"

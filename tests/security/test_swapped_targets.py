@@ -148,7 +148,7 @@ OUT = "../../../../../../../../../../../lower"
 @pytest.mark.parametrize("how", [by_container, by_run, by_template])
 @pytest.mark.parametrize("link", [ABSOLUTE, RELATIVE, OUT])
 @pytest.mark.parametrize("deep", [False, True])
-def test_no_mount_lands_outside_of_the_root(tmp_path, how, link, deep):
+def test_no_mount_is_made_outside_the_root(tmp_path, how, link, deep):
     place = StartContext(tmp_path, link)
     before = place.outside()
     number = examples(ci=30, nightly=STARTS)
@@ -161,7 +161,7 @@ def test_no_mount_lands_outside_of_the_root(tmp_path, how, link, deep):
 
 @needs_root
 @pytest.mark.parametrize("link", [ABSOLUTE, RELATIVE])
-def test_no_mount_of_an_ordinary_user_lands_outside_of_the_root(tmp_path, link):
+def test_no_mount_of_an_unprivileged_user_is_made_outside_the_root(tmp_path, link):
     place = StartContext(tmp_path, link)
     for directory, _, _ in os.walk(place.victim):
         os.chown(directory, USER, USER)
@@ -178,7 +178,7 @@ def test_no_mount_of_an_ordinary_user_lands_outside_of_the_root(tmp_path, link):
 
 
 @needs_root
-def test_mounts_do_land_outside_where_the_root_is_no_bound(tmp_path, monkeypatch):
+def test_mounts_are_made_outside_without_openat2(tmp_path, monkeypatch):
     """The control: the same with paths that are resolved in the ordinary way."""
     open_inside = calls.open_inside
 

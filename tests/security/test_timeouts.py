@@ -1,4 +1,4 @@
-"""A timeout is kept, whatever the command does to delay it."""
+"""A timeout expires in time, even if the command tries to delay it."""
 
 import os
 import time
@@ -59,13 +59,13 @@ def spent_s(do):
 
 
 @pytest.mark.parametrize("name", LATECOMERS)
-def test_run_comes_back_in_time(name):
+def test_run_returns_in_time(name):
     argv, options = latecomer(name)
     assert TIMEOUT_S <= spent_s(lambda: run(argv, timeout=TIMEOUT_S, **options)) < TIMEOUT_S + LATE_S
 
 
 @pytest.mark.parametrize("name", LATECOMERS)
-def test_command_in_a_container_comes_back_in_time(name):
+def test_command_in_a_container_returns_in_time(name):
     argv, options = latecomer(name)
     for own_group in (True, False) if options else (True,):
         with Container(**options) as container:
@@ -78,7 +78,7 @@ def test_command_in_a_container_comes_back_in_time(name):
 
 @pytest.mark.slow
 @pytest.mark.several_ids
-def test_fork_bomb_without_a_group_does_not_keep_a_timeout_waiting(monkeypatch):
+def test_fork_bomb_without_a_group_does_not_delay_a_timeout(monkeypatch):
     """Searching for processes outside its session takes long while they use the processors, so it is aborted.
 
     How long the kernel then takes to end one among hundreds that never sleep is not tested.
@@ -99,7 +99,7 @@ def test_fork_bomb_without_a_group_does_not_keep_a_timeout_waiting(monkeypatch):
     assert max(spans) < 10
 
 
-def test_command_that_is_not_ended_is_late():
+def test_command_without_a_timeout_is_waited_for():
     """The control: without a timeout the wait continues."""
     with Container() as container, container.popen(["sh", "-c", DEAF], stdout=PIPE) as process:
         assert b"deaf\n" == process.stdout.readline()

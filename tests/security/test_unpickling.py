@@ -59,7 +59,7 @@ def names_asked_for():
 
 
 class Bomb:
-    """It leaves a mark when it is loaded."""
+    """An object that leaves a mark when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = str(mark)
@@ -163,7 +163,7 @@ def test_files_and_changes_are_not_unpickled(bomb, mark, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming other users takes root")
 @pytest.mark.parametrize("ranges", [False, True])
-def test_files_and_changes_of_an_ordinary_user_are_not_unpickled(bomb, mark, tmp_path, ranges):
+def test_files_and_changes_of_an_unprivileged_user_are_not_unpickled(bomb, mark, tmp_path, ranges):
     """Files with many ids are read by a process of the library, which replies with its own pickles. Names and contents are
     strings in them."""
     for above in (tmp_path, *list(tmp_path.parents)[:2]):
@@ -207,7 +207,7 @@ os._exit(7)
     assert not mark.exists()
 
 
-def test_calls_that_a_supervisor_is_told_of_are_not_unpickled(bomb, mark):
+def test_calls_reported_to_a_supervisor_are_not_unpickled(bomb, mark):
     seen = []
 
     def decide(request):
@@ -241,7 +241,7 @@ def test_records_of_another_are_not_unpickled(bomb, mark, tmp_path):
     assert not mark.exists()
 
 
-def test_what_lies_in_the_runtimes_directory_is_not_unpickled(bomb, mark):
+def test_files_in_the_runtimes_directory_are_not_unpickled(bomb, mark):
     if os.geteuid() != 0:
         pytest.skip("planting something below /run takes root")
     run(["true"])
@@ -257,7 +257,7 @@ def test_what_lies_in_the_runtimes_directory_is_not_unpickled(bomb, mark):
     assert not mark.exists()
 
 
-# --- Who could
+# --- Code that unpickles
 
 
 UNPICKLERS = {"pickle", "_pickle", "marshal", "shelve", "multiprocessing", "dill", "cloudpickle", "xmlrpc"}
@@ -294,7 +294,7 @@ def test_only_the_helper_process_unpickles():
     assert set(JUDGED) == found
 
 
-def test_hook_hears_of_other_threads_too(bomb):
+def test_audit_hook_covers_other_threads(bomb):
     with names_asked_for() as names:
         thread = threading.Thread(target=pickle.loads, args=(bomb,))
         thread.start()

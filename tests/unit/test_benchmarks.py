@@ -70,7 +70,7 @@ def test_interleave_takes_a_slow_rung_less_often():
     assert (4, 20) == (len(taken["slow"].samples), len(taken["quick"].samples))
 
 
-def test_interleave_leaves_out_what_fails_and_says_so():
+def test_interleave_leaves_out_failing_rungs_and_reports_them():
     lines = []
 
     def fail():
@@ -116,7 +116,7 @@ def test_promise_is_broken_only_beyond_the_noise():
     assert [] == promises.broken({}, [promise])
 
 
-def test_promise_verdict_tells_what_was_not_measured():
+def test_promise_verdict_lists_unmeasured_ratios():
     promise = promises.Promise("latency", "a / b", 1.5, 1.5)
     assert [("a / b", "", "1.5", "1.5", "not measured")] == promises.verdicts({}, [promise])
     assert promise.reached
@@ -206,7 +206,7 @@ def test_floor_walks_the_twin(floor, wishes):
     assert 0 < floor.twin(*wishes) < 5e6
 
 
-def test_floor_refuses_what_it_does_not_know(floor):
+def test_floor_refuses_unknown_requests(floor):
     with pytest.raises(RuntimeError, match="twin nonsense"):
         floor.twin("nonsense")
     with pytest.raises(RuntimeError, match="failed spawn"):

@@ -130,7 +130,7 @@ def test_syscall_runs_while_other_threads_do(backend, pipe):
     writer.join()
 
 
-def test_syscall_goes_on_after_a_signal_that_a_handler_took(backend, pipe):
+def test_syscall_continues_after_a_handled_signal(backend, pipe):
     taken = []
     before = signal.signal(signal.SIGALRM, lambda *_: (taken.append(1), os.write(pipe[1], b"!")))
     try:
@@ -181,12 +181,12 @@ def test_calls_refuse_a_nul_that_the_kernel_would_not_see(call):
 @pytest.mark.parametrize(
     "flag", [constants.CLONE_VM, constants.CLONE_VFORK, constants.CLONE_THREAD, constants.CLONE_SIGHAND]
 )
-def test_clone_refuses_flags_that_would_tear_the_interpreter(flag):
+def test_clone_refuses_flags_that_would_break_the_interpreter(flag):
     with pytest.raises(ValueError, match="clone"):
         calls.clone(flag)
 
 
-def test_calls_take_the_ctypes_twin_where_the_extension_is_missing():
+def test_calls_use_ctypes_if_the_extension_is_missing():
     code = (
         "import sys; sys.modules['containerkit._native._lib'] = None\n"
         "from containerkit._native import calls, calls_seam\n"

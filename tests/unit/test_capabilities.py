@@ -28,7 +28,7 @@ def capset_masks(operations):
 
 
 @pytest.mark.parametrize("name", ["NET_RAW", "CAP_NET_RAW", "cap_net_raw", "net_raw"])
-def test_capability_name_is_taken_in_any_spelling(name):
+def test_capability_name_is_accepted_in_any_spelling(name):
     assert canonical(name) == "CAP_NET_RAW"
 
 

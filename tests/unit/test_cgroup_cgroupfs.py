@@ -115,7 +115,7 @@ def test_garbage_is_left_out(mountinfo, membership):
         "containerkit.-1.1.1.x",
     ],
 )
-def test_owner_is_none_for_a_group_of_somebody_else(name):
+def test_owner_is_none_for_a_foreign_group(name):
     assert Owner.of(name) is None
 
 

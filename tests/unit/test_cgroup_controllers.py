@@ -1,4 +1,4 @@
-"""What each limit becomes on each version, and the program for device rules."""
+"""The files that each limit writes on each version, and the program for device rules."""
 
 from __future__ import annotations
 

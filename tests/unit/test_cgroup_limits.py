@@ -33,7 +33,7 @@ def test_size_is_read_in_binary_units(text, expected):
 @pytest.mark.parametrize(
     "text", ["256X", "", "M", "-1", -1, "1e3", "0x10", "1.M", ".5M", "1 000", "٣", True, 1.5, None, 1 << 63, "9" * 50]
 )
-def test_size_refuses_what_is_none(text):
+def test_size_refuses_invalid_text(text):
     with pytest.raises(SpecError, match="size"):
         parse_size(text)
 
@@ -64,7 +64,7 @@ def test_number_list_refuses_garbage(text):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\0b", "-a", ".hidden", "a b", "ü", "x" * 129, "a\n"])
-def test_group_name_refuses_whatever_is_no_plain_component(name):
+def test_group_name_refuses_all_but_plain_components(name):
     with pytest.raises(SpecError):
         group_name(name)
 
@@ -128,7 +128,7 @@ def test_group_name_takes_plain_ones(name):
     ],
     ids=str,
 )
-def test_limits_refuse_what_can_not_be_meant(wish):
+def test_limits_refuse_invalid_values(wish):
     with pytest.raises(SpecError):
         Limits(**wish)
 
@@ -151,7 +151,7 @@ def test_limits_are_equal_hashable_and_survive_pickling():
     assert limits.cpuset_cpus == "0-1"
 
 
-def test_limits_show_what_is_asked_for_alone():
+def test_limits_show_only_what_is_set():
     limits = Limits(memory="1K", cpus=1.5, hugetlb={"2M": "max"})
     assert repr(limits) == "Limits(memory=1024, cpus=1.5, hugetlb=(('2M', 'max'),))"
     assert eval(repr(limits)) == limits
@@ -187,6 +187,6 @@ def test_io_limit_needs_a_limit():
 
 
 @pytest.mark.parametrize("device", ["sda", "8", "8:x", "8:-1", "4096:0", ":", ""])
-def test_io_limit_refuses_what_is_no_device(device):
+def test_io_limit_refuses_an_invalid_device(device):
     with pytest.raises(SpecError):
         IOLimit(device=device, read_bps=1)

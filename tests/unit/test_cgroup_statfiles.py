@@ -50,7 +50,7 @@ def test_integer_reads_back_what_the_kernel_writes(value):
 
 
 @pytest.mark.parametrize("text", ["max\n", "-1\n", "", None, "1_0", "1 2", "0x1", "٣", "1.5", "9" * 21])
-def test_integer_is_none_for_what_is_no_count(text):
+def test_integer_is_none_for_other_content(text):
     assert statfiles.integer(text) is None
 
 
@@ -83,7 +83,7 @@ def test_pressure_without_a_full_line_has_none():
 
 
 @given(GARBAGE)
-def test_no_parser_stumbles_over_garbage(text):
+def test_no_parser_fails_on_garbage(text):
     for values in (statfiles.flat(text).values(), statfiles.integers(text)):
         assert all(value >= 0 for value in values)
     statfiles.integer(text)
@@ -95,13 +95,13 @@ def test_no_parser_stumbles_over_garbage(text):
 
 
 @given(GARBAGE, st.sampled_from(CONTROLLERS), st.sampled_from([1, 2]))
-def test_no_report_stumbles_over_garbage(text, name, version):
+def test_no_report_fails_on_garbage(text, name, version):
     controller(name).report(lambda _file: text, version)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("name", CONTROLLERS)
-def test_every_report_does_without_files(name, version):
+def test_every_report_works_without_files(name, version):
     controller(name).report(lambda _file: None, version)
 
 

@@ -1,4 +1,4 @@
-"""What prevents a checkpoint, and what is recorded. These tests do not need CRIU."""
+"""Refusals of checkpoints, and the record. These tests do not need CRIU."""
 
 import os
 import re
@@ -60,7 +60,7 @@ def test_unprivileged_caller_is_refused(monkeypatch, tmp_path):
         ({"rootfs": RootFS.tmpfs()}, "RootFS.dir"),
     ],
 )
-def test_what_would_come_back_as_less_is_refused(fields, told):
+def test_container_that_would_be_restored_weaker_is_refused(fields, told):
     with pytest.raises(UnsupportedError, match=re.escape(told)):
         refusals.check(subject(**fields))
 

@@ -24,11 +24,11 @@ def wanted_by(sources, place):
     return {line.split()[-1] for line in told.splitlines()}
 
 
-def test_child_takes_nothing_from_libc(tmp_path):
+def test_child_calls_no_function_of_libc(tmp_path):
     assert set() == wanted_by(CHILD, tmp_path)
 
 
-def test_what_calls_libc_is_found(tmp_path):
+def test_calls_of_libc_are_found(tmp_path):
     source = tmp_path / "calls.c"
     source.write_text("#include <stdlib.h>\nvoid *made(void) { return malloc(10); }\n")
     assert {"malloc"} == wanted_by([*CHILD, source], tmp_path)

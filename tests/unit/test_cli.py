@@ -43,7 +43,7 @@ def test_bind_takes_relative_sources_from_the_working_directory(tmp_path, monkey
 
 
 @pytest.mark.parametrize("text", ["", ":/b", "/a:b", "/a:/b:zz", "/a:/b:ro:x", "/a:/../b", "/a:/"])
-def test_bind_refuses_what_means_nothing(text):
+def test_bind_refuses_invalid_text(text):
     with pytest.raises(SpecError):
         values.bind(text)
 
@@ -77,7 +77,7 @@ def test_mount_is_a_list_of_fields_and_options(text, expected):
         ("source=/a,target=b", "absolute"),
     ],
 )
-def test_mount_tells_what_is_wrong(text, reason):
+def test_mount_errors_name_the_problem(text, reason):
     with pytest.raises(SpecError, match=reason):
         values.mount(text)
 
@@ -227,11 +227,11 @@ def test_options_refuse_a_timeout_that_is_no_time(text):
         (["--cwd", "/", "ls", "--cwd", "b"], ["ls", "--cwd", "b"]),
     ],
 )
-def test_words_after_the_command_are_its_own(words, expected):
+def test_arguments_after_the_command_belong_to_it(words, expected):
     assert expected == arguments.words(parsed(*words))
 
 
-def test_words_must_be_there():
+def test_command_is_required():
     for given_words in ([], ["--"], ["--cwd=/"]):
         with pytest.raises(SpecError, match="a command is required"):
             arguments.words(parsed(*given_words))
@@ -276,7 +276,7 @@ def test_main_says_what_is_wrong_and_fails_as_itself(words, message, capsys):
     assert ("", message) == (shown.out, shown.err)
 
 
-def test_main_is_as_light_as_what_it_is_asked():
+def test_main_imports_only_what_the_command_needs():
     code = "import sys, containerkit.cli as cli; cli.main(['--help']); print(*sys.modules, file=sys.stderr)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.split()
     assert not {"argparse", "attr", "containerkit.container.lifecycle"} & set(loaded)
@@ -289,12 +289,12 @@ def test_run_loads_nothing_that_only_others_need():
     assert not heavy & set(loaded)
 
 
-def test_complaints_do_not_steer_the_terminal(capsys):
+def test_errors_contain_no_terminal_control_characters(capsys):
     commands.complain("a\x1b[2Jb\tc\nd é")
     assert capsys.readouterr().err == "containerkit: a\\x1b[2Jb\\tc\nd é\n"
 
 
-def test_complaints_to_nobody_are_dropped(monkeypatch):
+def test_errors_without_a_reader_are_dropped(monkeypatch):
     class Gone:
         def write(self, _):
             raise OSError(5, "Input/output error")

@@ -1,4 +1,4 @@
-"""What is made from the parsers: completion of shells, and manual pages."""
+"""Output made from the parsers: shell completion and manual pages."""
 
 import re
 import shutil

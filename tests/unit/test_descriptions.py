@@ -157,7 +157,7 @@ def test_a_plan_says_what_is_done():
     ],
 )
 @pytest.mark.parametrize("mode", [Mode(), *(Mode(init=init, command=Command(argv=["true"])) for init in (True, False))])
-def test_a_memory_limit_holds_for_nobody_who_shares_the_callers_memory(joins, file, mode):
+def test_no_process_that_shares_memory_joins_a_limited_group(joins, file, mode):
     steps = [step.describe() for step in plan_of(Spec(), mode, joins=joins)]
     alone = steps.index("enter the sealed init")
     assert file == steps[alone + 1]
@@ -256,7 +256,7 @@ def test_users_are_ids_names_or_refused(text):
     "mappings",
     [(), (IdMapping(1, 0),), (IdMapping(0, 0, 5), IdMapping(4, 10)), (IdMapping(0, 0, 5), IdMapping(10, 4))],
 )
-def test_mappings_that_do_not_go_together(mappings):
+def test_mappings_that_contradict_each_other(mappings):
     with pytest.raises(SpecError):
         check_mappings(mappings, "mappings")
 
@@ -265,7 +265,7 @@ def test_mappings_that_do_not_go_together(mappings):
     "values",
     [(-1, 0, 1), (0, -1, 1), (0, 0, 0), (0, 2**32 - 1, 1), (0, 2**32 - 2, 2), ("0", 0, 1), (0, True, 1), (0, 0, 1.5)],
 )
-def test_mappings_that_can_not_be(values):
+def test_invalid_mappings(values):
     with pytest.raises(SpecError):
         IdMapping(*values)
 

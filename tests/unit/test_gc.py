@@ -30,14 +30,14 @@ def sweepers(monkeypatch):
     return choose
 
 
-def test_gc_tells_what_it_removed(sweepers):
+def test_gc_reports_what_it_removed(sweepers):
     sweepers(removes)
     swept = gc()
     assert Swept(removed=("removes a", "removes b")) == swept
     assert swept
 
 
-def test_gc_goes_on_after_what_it_can_not_remove(sweepers):
+def test_gc_continues_after_a_failure(sweepers):
     sweepers(can_not_remove, is_refused, is_of_another_version, removes)
     swept = gc()
     assert ("removes a", "removes b") == swept.removed

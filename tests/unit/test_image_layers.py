@@ -67,7 +67,7 @@ def test_compression_by_gzip_gives_known_bytes():
     )
 
 
-def test_compression_that_is_given_up_leaves_no_thread():
+def test_abandoned_compression_leaves_no_thread():
     before = set(threading.enumerate())
     writer = compress(io.BytesIO(), "gzip")
     writer.write(bytes(5 << 20))
@@ -79,7 +79,7 @@ def test_compression_reads_several_gzip_members():
     assert Plain(io.BytesIO(gzip.compress(b"one") + gzip.compress(b"two")), threads=0).read() == b"onetwo"
 
 
-def test_compression_of_another_word_is_a_spec_error():
+def test_unknown_compression_is_a_spec_error():
     with pytest.raises(SpecError):
         compress(io.BytesIO(), "lzma")
 
@@ -114,7 +114,7 @@ def test_attributes_are_read_from_each_dialect():
     assert {"user.a": b"1\xff", "user.b c": b"\1\2", "system.posix_acl_default": posix_acl("other::r--")} == found
 
 
-def test_attributes_that_steer_the_host_are_not_kept():
+def test_attributes_that_affect_the_host_are_not_kept():
     kept = ["user.x", "security.capability", "system.posix_acl_access"]
     assert kept == [
         name for name in [*kept, "trusted.x", "security.selinux", "user.overlay.opaque", "system.x"] if is_kept(name)

@@ -132,7 +132,7 @@ def test_index_selects_the_best_platform(host, names, expected):
     assert index.manifests[expected] is index.select(Platform.parse(host))
 
 
-def test_index_without_a_fitting_platform_lists_those_there_are():
+def test_index_without_a_matching_platform_lists_the_available_ones():
     with pytest.raises(ImageError, match="windows/amd64"):
         offered("windows/amd64", "linux/s390x").select(Platform.parse("linux/amd64"))
     with pytest.raises(ImageError, match="arm/v7"):
@@ -150,7 +150,7 @@ def test_index_passes_over_attestations():
 
 
 @pytest.mark.parametrize("text", ["", "/", "a/b/c/d", "linux/", "linux/a b"])
-def test_platform_refuses_what_is_none(text):
+def test_platform_refuses_invalid_text(text):
     with pytest.raises(SpecError):
         Platform.parse(text)
 

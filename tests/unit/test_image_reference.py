@@ -48,12 +48,12 @@ def test_reference_parse_reads_each_form(text, registry, repository, tag, digest
         f"a@sha256:{HEX}@sha256:{HEX}",
     ],
 )  # fmt: skip
-def test_reference_parse_refuses_what_is_none(text):
+def test_reference_parse_refuses_invalid_text(text):
     with pytest.raises(SpecError):
         Reference.parse(text)
 
 
-def test_reference_tells_its_shortest_form():
+def test_reference_has_a_shortest_form():
     assert Reference.parse("docker.io/library/alpine:latest").familiar == "alpine"
     assert Reference.parse("alpine:3").familiar == "alpine:3"
     assert Reference.parse("ghcr.io/a/b:latest").familiar == "ghcr.io/a/b"

@@ -17,7 +17,7 @@ def test_defaults_are_none_unless_a_root_has_them():
         assert {"cwd": "/y"} == with_defaults(root, {"cwd": "/y"})
 
 
-def test_defaults_stand_in_for_what_is_not_given():
+def test_defaults_replace_missing_arguments():
     env = {"PATH": DEFAULT_ENVIRONMENT["PATH"], "HOME": "/", "A": "1", "B": "2"}
     assert {"env": env, "cwd": "/srv", "user": "web"} == with_defaults(IMAGE, {})
     assert {"env": env, "cwd": "/srv", "user": "web"} == with_defaults(IMAGE, {"env": None, "cwd": None})
@@ -36,7 +36,7 @@ def test_defaults_are_replaced_as_a_whole():
     assert {} == with_defaults(IMAGE, {"env": {}})["env"]
 
 
-def test_defaults_leave_what_they_are_given_alone():
+def test_defaults_do_not_change_their_arguments():
     given = {"nice": 3}
     with_defaults(IMAGE, given)
     assert {"nice": 3} == given

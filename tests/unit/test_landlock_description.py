@@ -52,7 +52,7 @@ def test_strict_ruleset_on_an_older_kernel_names_what_is_missing():
     assert Landlock(scopes=[]).operations(5)
 
 
-def test_ruleset_without_landlock_is_an_error_or_said_to_be_nothing():
+def test_ruleset_without_landlock_is_an_error_or_reported_as_unenforced():
     with pytest.raises(UnsupportedError, match="Landlock ABI 0"):
         Landlock().operations(0)
     relaxed = Landlock(strict=False)
@@ -61,7 +61,7 @@ def test_ruleset_without_landlock_is_an_error_or_said_to_be_nothing():
     assert "enforced: nothing" in str(relaxed.report(0))
 
 
-def test_report_tells_what_is_and_what_is_not():
+def test_report_lists_enforced_and_missing_rights():
     report = Landlock(strict=False, logging=["subdomains_off"]).report(3)
     assert not report.complete
     assert [each.split(":")[0] for each in report.missing] == [
@@ -93,7 +93,7 @@ def test_report_tells_what_is_and_what_is_not():
         lambda: PathRule(path="/", rights=["fly"]),
     ],
 )
-def test_description_that_means_nothing_is_refused(wrong):
+def test_invalid_description_is_refused(wrong):
     with pytest.raises(SpecError):
         wrong()
 

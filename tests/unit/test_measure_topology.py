@@ -1,4 +1,4 @@
-"""Who gets which processors: no two runs share a core, none is spread over more memory nodes than it must be."""
+"""Assignment of processors: no two runs share a core, and each uses as few memory nodes as possible."""
 
 import pytest
 from hypothesis import given
@@ -34,12 +34,12 @@ def test_large_runs_take_several_nodes():
 
 
 @pytest.mark.parametrize(("cores", "runs"), [(9, 1), (2, 5), (0, 1), (1, 0), (True, 1), ("1", 1), (1, 1.5)])
-def test_what_there_is_no_room_for_is_refused(cores, runs):
+def test_run_without_free_processors_is_refused(cores, runs):
     with pytest.raises(SpecError):
         TWO_NODES.allot(cores, runs)
 
 
-def test_refusal_tells_what_there_is_room_for():
+def test_refusal_lists_the_free_processors():
     with pytest.raises(SpecError, match=r"room for 4 runs with 2 processors each, of 16; siblings=True"):
         TWO_NODES.allot(2, 5)
 

@@ -110,7 +110,7 @@ def test_mountinfo_parse_takes_an_empty_source():
 
 
 @pytest.mark.parametrize("line", ["", "1 2 0:3 / /mnt rw", "1 2 0:3 / /mnt - tmpfs none rw", "a b c:d / / rw - t s o"])
-def test_mountinfo_parse_refuses_a_line_that_is_none(line):
+def test_mountinfo_parse_refuses_an_invalid_line(line):
     with pytest.raises(ValueError, match=r"mountinfo|int\(\)"):
         mountinfo.parse(line)
 
@@ -141,7 +141,7 @@ def test_mountinfo_at_gives_the_topmost():
     assert mountinfo.at("/a/b", tree("/", "/a")) is None
 
 
-def test_mountinfo_below_takes_no_neighbour_of_like_name():
+def test_mountinfo_below_excludes_neighbours_with_a_common_prefix():
     points = ["/", "/a", "/a/b", "/ab", "/a/b/c"]
     assert ["/a", "/a/b", "/a/b/c"] == [mount.mount_point for mount in mountinfo.below("/a", tree(*points))]
     assert points == [mount.mount_point for mount in mountinfo.below("/", tree(*points))]
@@ -163,7 +163,7 @@ def test_mountinfo_read_agrees_with_stat_on_this_machine():
     assert "proc" == mountinfo.covering("/proc/self", mounts).filesystem
 
 
-def test_mountinfo_read_of_nobody_is_an_oserror():
+def test_mountinfo_read_of_a_missing_process_is_an_oserror():
     with pytest.raises(FileNotFoundError):
         mountinfo.read(2**22 + 1)
 

@@ -50,7 +50,7 @@ def test_namespaces_have_one_field_for_each_kind():
     assert sorted(KINDS) == sorted(field.name for field in attrs.fields(Namespaces))
 
 
-def test_namespaces_tell_the_three_apart():
+def test_namespaces_distinguish_new_host_and_joined():
     description = Namespaces(network="host", pid=1, user="host", ipc="/run/kept/ipc")
     assert (Kind.USER, Kind.NETWORK) == description.inherited()
     assert (Kind.IPC, Kind.PID) == description.joined()
@@ -60,7 +60,7 @@ def test_namespaces_tell_the_three_apart():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", ["hots", "", "NEW", "net", 0, -1, True, None, 1.0, b"/x", "/a\0b", [], object()])
-def test_namespaces_refuse_what_is_none_of_the_choices(kind, value):
+def test_namespaces_refuse_invalid_choices(kind, value):
     with pytest.raises(SpecError, match=f"^{kind} namespace: .* is not 'new', 'host', or one to join"):
         Namespaces(**{kind: value})
 
@@ -152,7 +152,7 @@ def test_time_offsets_keep_the_value(offset):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 5e9, "1", None, True, 1j])
-def test_time_offsets_refuse_what_is_no_number_of_seconds(value):
+def test_time_offsets_refuse_invalid_numbers(value):
     with pytest.raises(SpecError, match="time offsets: boottime_s"):
         TimeOffsets(boottime_s=value)
 

@@ -1,4 +1,4 @@
-"""The pure part of networks: messages of names and of packet filters as bytes, what rules mean, what a log tells."""
+"""The pure functions of networks: DNS and packet filter messages, egress rules, and the log of packets."""
 
 import contextlib
 import struct
@@ -32,7 +32,7 @@ def test_question_is_read():
     )
 
 
-def test_question_with_edns_says_how_much_it_takes():
+def test_question_with_edns_has_its_maximum_size():
     assert dns.question(asked("a.test", extra=struct.pack(">BHHIH", 0, 41, 4096, 0, 0))).size == 1232
 
 
@@ -50,7 +50,7 @@ def test_question_of_anything_is_read_or_refused(data):
     [b"\xc0\x0c", b"\x01a\xc0\x0c", b"\xc0\xff", b"\x41" + b"a" * 65 + b"\0", b"\x3f" + b"a" * 63, b"\3a.b\0"],
     ids=["itself", "back to itself", "ahead", "unknown kind of label", "cut off", "dot in a label"],
 )
-def test_name_that_leads_nowhere_is_refused(name):
+def test_name_with_an_invalid_pointer_is_refused(name):
     with pytest.raises(ValueError, match=r"."):
         dns.question(struct.pack(">6H", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack(">HH", 1, 1))
 
@@ -105,7 +105,7 @@ def test_rules_by_network_become_ranges():
     assert element.end == bytes((10, 0, 0, 5, 198, 51, 100, 255, 6, 0, 0, 0)) + struct.pack(">HH", 444, 0)
 
 
-def test_network_that_holds_special_ranges_opens_what_lies_between_them():
+def test_network_with_special_ranges_allows_only_the_rest():
     ranges = opened(ip_network("0.0.0.0/0"))
     assert (bytes((1, 0, 0, 0)), bytes((9, 255, 255, 255))) in ranges
     for special in (
@@ -122,7 +122,7 @@ def test_network_that_holds_special_ranges_opens_what_lies_between_them():
     assert any(first <= bytes((8, 8, 8, 8)) <= last for first, last in ranges)
 
 
-def test_network_within_a_special_range_is_opened_but_not_what_is_more_special_in_it():
+def test_network_within_a_special_range_is_allowed_without_nested_special_ranges():
     assert opened(ip_network("10.1.0.0/16")) == [(bytes((10, 1, 0, 0)), bytes((10, 1, 255, 255)))]
     assert opened(ip_network("169.254.169.254")) == [(bytes((169, 254, 169, 254)),) * 2]
     carriers = opened(ip_network("100.64.0.0/10"))

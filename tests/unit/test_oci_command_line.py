@@ -83,7 +83,7 @@ def test_signals_are_those_of_the_system():
 
 
 @pytest.mark.parametrize("text", ["", "NOSUCH", "-1", "65", "9x", "RTMIN-1", "RTMIN+99", "SIGSIGKILL"])
-def test_signals_that_are_none_are_refused(text):
+def test_invalid_signals_are_refused(text):
     with pytest.raises(RuntimeFailure):
         signals.parse(text)
 
@@ -113,7 +113,7 @@ def has_surrogates(text):
 
 
 @given(st.text(max_size=12))
-def test_json_that_is_none_is_refused_as_the_package_refuses_it(text):
+def test_invalid_json_is_refused_as_by_the_package(text):
     try:
         expected = json.loads(text)
     except ValueError:
@@ -141,7 +141,7 @@ def test_id_is_a_name_of_one_directory(name):
     assert name == os.path.basename(f"/x/{name}")
 
 
-def test_default_root_is_ones_own(monkeypatch, tmp_path):
+def test_default_root_belongs_to_the_user(monkeypatch, tmp_path):
     monkeypatch.setattr(store.os, "geteuid", lambda: 54_321)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert f"{tmp_path}/containerkit/oci" == store.default_root()
@@ -156,13 +156,13 @@ def test_default_root_is_ones_own(monkeypatch, tmp_path):
         os.rmdir(squatted)
 
 
-def test_log_that_fills_up_takes_nothing_back(tmp_path, capsys):
+def test_full_log_does_not_undo_the_verb(tmp_path, capsys):
     log = Log(str(tmp_path / "log"))
     log.warning("a word")
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, most[1]))
     try:
-        log.tell_warnings()
+        log.write_warnings()
         log.error("a reason")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
@@ -214,8 +214,8 @@ def test_verbs_load_nothing_heavy(verb, tmp_path):
 
     module, _, _ = _VERBS[verb]
     further = {
-        "create": ["birth", "limits", "cgroups", "users"],
-        "run": ["birth", "limits", "cgroups"],
+        "create": ["creation", "limits", "cgroups", "users"],
+        "run": ["creation", "limits", "cgroups"],
         "exec": ["execute"],
         "delete": ["cgroups"],
     }

@@ -59,7 +59,7 @@ def test_unknown_members_are_kept():
     assert ({"vendor": {"a": 1}}, {"later": True}) == (found.extra, found.process.extra)
 
 
-def test_null_is_as_good_as_absent():
+def test_null_means_absent():
     document = default()
     document.update(hooks=None, annotations=None, mounts=None)
     document["linux"].update(seccomp=None, resources=None, devices=None)
@@ -122,7 +122,7 @@ def test_wrong_type_is_named_by_its_path(path):
         (lambda c: c["linux"].update(devices=[{"path": "/dev/x", "type": "z"}]), "linux.devices[0].type"),
     ],
 )  # fmt: skip
-def test_what_can_not_be_is_refused_by_its_path(change, path):
+def test_invalid_value_is_refused_by_its_path(change, path):
     document = copy.deepcopy(default())
     change(document)
     with pytest.raises(ConfigError) as caught:
@@ -148,7 +148,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(paths(config.Config)), JSON)
-def test_any_value_anywhere_is_taken_or_refused_by_name(path, value):
+def test_any_value_anywhere_is_accepted_or_refused_by_name(path, value):
     document = copy.deepcopy(default())
     at = document
     *parents, last = path.split(".")
@@ -249,7 +249,7 @@ def test_lists_of_numbers(text, mask):
 
 
 @pytest.mark.parametrize("text", ["x", "1-", "-1", "1,,2", "0-99999999", "1;2"])
-def test_lists_of_numbers_that_are_none(text):
+def test_invalid_lists_of_numbers(text):
     with pytest.raises(ConfigError):
         number_mask(text, "x")
 
@@ -274,7 +274,7 @@ def test_paths_of_systemd(path, expected):
 
 
 @pytest.mark.parametrize("path", ["/plain/path", "a.slice:b", "a:b:c", "a/b.slice:c:d", "a--b.slice:c:d"])
-def test_paths_that_systemd_does_not_take(path):
+def test_paths_that_systemd_refuses(path):
     with pytest.raises(ConfigError):
         unit_of(path, "id")
 
@@ -290,5 +290,5 @@ def test_paths_that_systemd_does_not_take(path):
         ("", 7000, None, "7000 100000"),
     ],
 )
-def test_period_and_quota_of_version_2_leave_each_other_alone(now, quota, period, written):
+def test_period_and_quota_of_version_2_are_independent(now, quota, period, written):
     assert written == cpu_max(now, quota, period)

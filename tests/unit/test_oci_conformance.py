@@ -12,7 +12,7 @@ def test_tables_of_the_page_are_current():
 
 
 @pytest.mark.parametrize(("file", "test"), sorted({(file, test) for _, _, file, test in MUSTS}))
-def test_every_duty_has_its_test(file, test):
+def test_every_requirement_has_its_test(file, test):
     assert f"def {test}(" in (TESTS / file).read_text()
 
 

@@ -1,4 +1,4 @@
-"""Device rules of version 1: what is written brings the kernel's list to what is wanted, and takes nothing in between."""
+"""Device rules of version 1: the writes lead to the wanted list, and no allowed device is denied in between."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ def rule(**fields):
     return DeviceRule.read(fields, "")
 
 
-def test_rules_come_to_a_list():
+def test_rules_result_in_a_list():
     deny = rule(allow=False, access="rwm")
     null = rule(allow=True, type="c", major=1, minor=3)
     made = rule(allow=True, access="m")
@@ -41,7 +41,7 @@ def test_rules_come_to_a_list():
     assert {} == devicerules.allowed([deny, null, deny])
 
 
-def test_rules_that_allow_all_come_to_no_list():
+def test_rules_that_allow_all_result_in_no_list():
     assert devicerules.allowed([rule(allow=False), rule(allow=True)]) is None
     assert devicerules.allowed([rule(allow=True, type="c", major=1, minor=3)]) is None
     assert devicerules.listed("a *:* rwm\n") is None

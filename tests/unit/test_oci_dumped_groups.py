@@ -1,4 +1,4 @@
-"""The control groups in a checkpoint of CRIU: what is the container's stays, what is the machine's goes."""
+"""The control groups in a checkpoint of CRIU: those of the container stay, those of the host are removed."""
 
 import struct
 

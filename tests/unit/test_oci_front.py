@@ -1,4 +1,4 @@
-"""The front end of the OCI command on records made by hand: it prints what Python prints, or hands over."""
+"""The front end of the OCI command, on records made by hand: it prints the same as Python, or executes Python."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ONE = "one"
 
 
 class Front:
-    """A front end whose interpreter tells that it was handed over to, and a root."""
+    """A front end whose interpreter reports that it was executed, and a root."""
 
     def __init__(self, place):
         self.place = place
@@ -92,7 +92,7 @@ def lasting():
 
 @pytest.fixture(scope="module")
 def deaf():
-    """A process that ignores the signal which is sent if none is named."""
+    """A process that ignores SIGTERM, the default signal."""
     script = "trap '' TERM; echo; exec sleep 1000"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as found:
         found.stdout.readline()
@@ -130,7 +130,7 @@ def is_alive(process):
 # --- the record
 
 
-def test_both_know_the_same_version_of_the_record():
+def test_front_end_and_package_have_the_same_record_version():
     (found,) = re.findall(r"#define CK_FORMAT (\d+)", (NATIVE / "front.h").read_text())
     assert store.FORMAT == int(found)
 
@@ -202,7 +202,7 @@ def test_damaged_record_is_read_as_python_reads_it_or_handed_over(front, lasting
     ],
     ids=lambda change: f"{next(iter(change))}-{next(iter(change.values()))!r:.12}",
 )
-def test_record_that_is_not_understood_is_handed_over(front, lasting, change):
+def test_record_that_is_not_understood_is_left_to_python(front, lasting, change):
     front.write(record_of(lasting.pid))
     assert 0 == front("state", ONE).returncode
     front.write(record_of(lasting.pid, **change))
@@ -210,7 +210,7 @@ def test_record_that_is_not_understood_is_handed_over(front, lasting, change):
 
 
 @pytest.mark.parametrize("lost", sorted(record_of(1)))
-def test_record_without_a_member_is_handed_over(front, lasting, lost):
+def test_record_without_a_member_is_left_to_python(front, lasting, lost):
     record = record_of(lasting.pid)
     del record[lost]
     front.write(record)
@@ -221,12 +221,12 @@ def test_record_without_a_member_is_handed_over(front, lasting, lost):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"{}", b"[]", b"null", b"\0", b" {}", b"{}\n", b"{" * 60000, b'"' * 70000]
 )
-def test_record_that_is_none_is_handed_over(front, content):
+def test_record_that_is_none_is_left_to_python(front, content):
     front.write(content)
     assert HANDED_OVER == front("state", ONE).returncode
 
 
-def test_record_that_is_cut_is_handed_over(front, lasting):
+def test_record_that_is_cut_is_left_to_python(front, lasting):
     whole = jsontext.dumps(record_of(lasting.pid, annotations={"a": "b"})).encode()
     for size in range(len(whole)):
         front.write(whole[:size])
@@ -235,7 +235,7 @@ def test_record_that_is_cut_is_handed_over(front, lasting):
     assert 0 == front("state", ONE).returncode
 
 
-def test_record_that_is_a_directory_or_missing_is_handed_over(front):
+def test_record_that_is_a_directory_or_missing_is_left_to_python(front):
     (front.root / "empty").mkdir()
     (front.root / "odd/state.json").mkdir(parents=True)
     assert [HANDED_OVER] * 3 == [front("state", name).returncode for name in ("empty", "odd", "nobody")]
@@ -307,7 +307,7 @@ def damaged(whole, chosen):
     return bytes(content)
 
 
-def test_reader_stays_within_the_record(checked_reader):
+def test_reader_never_reads_beyond_the_record(checked_reader):
     """The control: the whole record is read, and with it all that is valid."""
     annotations = {f"name-{number}": "\u00e9\n" * number for number in range(10)}
     whole = jsontext.dumps(record_of(7, annotations=annotations, groups=["/a", "/b"], hooks=["poststop"])).encode()
@@ -388,7 +388,7 @@ def test_signals_are_sent_by_name_and_number(front, process, word):
 
 
 @pytest.mark.parametrize("word", ["NOSUCH", "term", "65", "RTMIN", "+9", "", "SIG", "009", "99999999999"])
-def test_signals_that_are_less_usual_are_handed_over(front, process, word):
+def test_signals_that_are_less_usual_are_left_to_python(front, process, word):
     front.write(record_of(process.pid))
     assert HANDED_OVER == front("kill", ONE, word).returncode
     assert is_alive(process)
@@ -405,7 +405,7 @@ def test_signals_that_are_less_usual_are_handed_over(front, process, word):
     ],
     ids=str,
 )
-def test_rare_cases_are_handed_over_before_they_have_an_effect(front, process, words, changes):
+def test_rare_cases_are_left_to_python_before_they_have_an_effect(front, process, words, changes):
     front.write(record_of(process.pid, **changes))
     assert HANDED_OVER == front(*words).returncode
     assert is_alive(process)
@@ -425,7 +425,7 @@ def test_delete_removes_the_record(front):
 
 
 @pytest.mark.parametrize("change", [{"hooks": ["poststop"]}, {"unit": "a.scope"}, {"resctrl": "/x"}])
-def test_delete_hands_over_what_takes_more(front, change):
+def test_delete_leaves_to_python_what_takes_more(front, change):
     directory = front.write(record_of(2**22 + 1, **change))
     assert HANDED_OVER == front("delete", ONE).returncode
     assert HANDED_OVER == front("delete", "--force", ONE).returncode
@@ -447,7 +447,7 @@ def test_delete_removes_nothing_of_a_record_with_more_than_files(front, tmp_path
         entry.remove()
 
 
-def test_delete_hands_over_a_record_with_very_many_files(front):
+def test_delete_leaves_to_python_a_record_with_very_many_files(front):
     directory = front.write(record_of(2**22 + 1))
     for number in range(400):
         (directory / f"file-{number:030}").touch()
@@ -458,7 +458,7 @@ def test_delete_hands_over_a_record_with_very_many_files(front):
 
 
 @pytest.mark.parametrize("group", ["relative/group", "/", "", "/a/", "/sys/\u00e9/a"])
-def test_delete_hands_over_groups_that_are_none(front, group):
+def test_delete_leaves_to_python_groups_that_are_none(front, group):
     directory = front.write(record_of(2**22 + 1, groups=[group]))
     assert HANDED_OVER == front("delete", ONE).returncode
     assert (directory / "state.json").exists()
@@ -517,7 +517,7 @@ def test_delete_without_a_pid_namespace_is_done_where_nobody_is_left(front, tmp_
     assert not (tmp_path / "one").exists()
 
 
-def test_delete_of_a_group_that_is_in_use_is_handed_over(front, tmp_path):
+def test_delete_of_a_group_that_is_in_use_is_left_to_python(front, tmp_path):
     (tmp_path / "one/inner").mkdir(parents=True)
     directory = front.write(record_of(2**22 + 1, groups=[str(tmp_path / "one")]))
     assert HANDED_OVER == front("delete", ONE).returncode
@@ -525,7 +525,7 @@ def test_delete_of_a_group_that_is_in_use_is_handed_over(front, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["delete", ONE], ["delete", "--force", ONE]])
-def test_delete_hands_over_a_record_that_is_locked(front, words):
+def test_delete_leaves_to_python_a_record_that_is_locked(front, words):
     directory = front.write(record_of(2**22 + 1))
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -625,7 +625,7 @@ REST = st.sampled_from(
 @given(before=st.lists(OPTIONS, max_size=4), verb=st.sampled_from(["state", "kill"]), rest=st.lists(REST, max_size=3))
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 def test_command_line_that_is_understood_means_the_same_to_python(front, deaf, before, verb, rest):
-    """Python is asked about those that the front end does; what that leaves to Python can't differ."""
+    """Compare with Python the command lines that the front end handles. All others are passed to Python."""
     front.write(record_of(deaf.pid))
     given = ["--root", str(front.root), *(word for words in before for word in words), verb, *rest]
     given = [word.replace("ROOT", str(front.root)) for word in given]
@@ -641,7 +641,7 @@ def test_command_line_that_is_understood_means_the_same_to_python(front, deaf, b
 
 
 @pytest.mark.parametrize("odd", ["{0}/", "{0}/.", "{0}/../root", "/{0}", "{0}//", "", "root", "./root", "/"])
-def test_root_that_has_to_be_normalized_is_handed_over(front, lasting, odd):
+def test_root_that_has_to_be_normalized_is_left_to_python(front, lasting, odd):
     front.write(record_of(lasting.pid))
     done = subprocess.run([front.program, "--root", odd.format(front.root), "state", ONE], cwd=front.place)
     assert HANDED_OVER == done.returncode
@@ -654,7 +654,7 @@ def test_last_root_counts(front, lasting):
 
 
 def test_default_root_of_a_user_is_that_of_the_session(front, lasting, tmp_path):
-    """Root uses the session's only in a user namespace, which is for Python."""
+    """Root uses the session's directory only in a user namespace, which only Python handles."""
     place = tmp_path / "containerkit/oci/session-of-one"
     place.mkdir(parents=True)
     (place / "state.json").write_text(jsontext.dumps(record_of(lasting.pid)))
@@ -675,7 +675,7 @@ def test_log_is_made_and_stays_empty(front, lasting, tmp_path):
 
 
 @pytest.mark.parametrize("log", ["/nowhere/log", "/", "/dev/full"])
-def test_log_that_can_not_be_written_is_handed_over(front, process, log):
+def test_log_that_cannot_be_written_is_left_to_python(front, process, log):
     directory = front.write(record_of(process.pid))
     for words in (["state", ONE], ["kill", ONE, "KILL"], ["delete", "--force", ONE]):
         assert HANDED_OVER == front("--log", log, *words).returncode
@@ -683,7 +683,7 @@ def test_log_that_can_not_be_written_is_handed_over(front, process, log):
     assert directory.exists()
 
 
-def test_output_that_can_not_be_written_is_handed_over(front, lasting):
+def test_output_that_cannot_be_written_is_left_to_python(front, lasting):
     front.write(record_of(lasting.pid))
     words = [front.program, "--root", str(front.root), "state", ONE]
     with open("/dev/full", "w") as full:
@@ -697,13 +697,13 @@ def test_output_that_can_not_be_written_is_handed_over(front, lasting):
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
-def test_missing_stream_is_handed_over(front, lasting, closed):
+def test_missing_stream_is_left_to_python(front, lasting, closed):
     front.write(record_of(lasting.pid))
     words = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", front.program, "--root", str(front.root), "state", ONE]
     assert HANDED_OVER == subprocess.run(words, capture_output=True).returncode
 
 
-def test_many_words_are_handed_over_whole(front):
+def test_many_words_are_left_to_python_whole(front):
     words = [f"--env=NUMBER={number}" for number in range(5000)]
     assert HANDED_OVER == front("exec", *words, ONE, "true").returncode
     assert [*words, ONE, "true", ""] == (front.place / "words").read_text().split("\n")[-len(words) - 3 :]
@@ -803,7 +803,7 @@ def test_script_takes_its_place_where_it_was_not_built(tmp_path, monkeypatch):
     assert launcher.text().encode() == launcher.program()
 
 
-def test_paths_that_a_script_can_not_have_are_no_obstacle(front, monkeypatch):
+def test_paths_that_a_script_cannot_have_are_no_obstacle(front, monkeypatch):
     deep = front.place / ("a b " * 20) / ("c" * 200)
     deep.mkdir(parents=True)
     (deep / "python").symlink_to(front.place / "interpreter")

@@ -20,7 +20,7 @@ def place():
 
 
 @pytest.mark.parametrize("hidden", ["", "closed", "closed/open/python"])
-def test_interpreter_that_others_can_not_reach_is_named(place, monkeypatch, hidden):
+def test_interpreter_that_others_cannot_reach_is_named(place, monkeypatch, hidden):
     program = place / "closed/open/python"
     program.parent.mkdir(parents=True)
     program.write_text("")

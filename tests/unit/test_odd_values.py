@@ -20,7 +20,7 @@ def lookalike(name, *fields):
 
 
 class Refuses:
-    """It claims to be a path, number, list and mapping, and fails when used as one."""
+    """An object that claims to be a path, number, list and mapping, and fails when used as one."""
 
     def __fspath__(self):
         return 7
@@ -125,7 +125,7 @@ HOLD_ANYTHING = {("RootFS.image", "pull"), ("RootFS.image", "store"), ("RootFS.t
 @pytest.mark.parametrize(
     ("maker", "argument"), [(name, argument) for name, (_, arguments, _) in MAKERS.items() for argument in arguments]
 )
-def test_odd_value_is_taken_or_refused(maker, argument):
+def test_odd_value_is_accepted_or_refused(maker, argument):
     make, _, needed = MAKERS[maker]
     wrong = []
     for value in ODD:
@@ -159,7 +159,7 @@ def test_odd_value_is_taken_or_refused(maker, argument):
         max_leaves=5,
     ),
 )
-def test_value_made_by_chance_is_taken_or_refused(where, value):
+def test_random_value_is_accepted_or_refused(where, value):
     make, _, needed = MAKERS[where[0]]
     try:
         make(**{**needed, where[1]: value})
@@ -168,7 +168,7 @@ def test_value_made_by_chance_is_taken_or_refused(where, value):
 
 
 @pytest.mark.parametrize("text", ["\udcff", "a\udc80b"])
-def test_bytes_that_are_no_text_are_taken_by_surrogateescape(text):
+def test_undecodable_bytes_are_accepted_by_surrogateescape(text):
     made = Command(argv=["x", text], env={"A": text}, cwd=f"/{text}")
     assert made.argv[1] == os.fsencode(text)
     assert made.envp == [b"A=" + os.fsencode(text)]
@@ -180,7 +180,7 @@ def test_bytes_that_are_no_text_are_taken_by_surrogateescape(text):
     [{"argv": ["\ud800"]}, {"env": {"\ud800": "x"}}, {"env": {"x": "\ud800"}}, {"cwd": "/\ud800"}, {"env": {"a": "\0"}},
      {"env": {"a\0": "b"}}],
 )  # fmt: skip
-def test_text_that_is_no_bytes_is_named(fields):
+def test_unencodable_text_is_refused_by_name(fields):
     with pytest.raises(SpecError, match=r"surrogate|NUL|U\+D800") as caught:
         Command(**{"argv": ["x"], **fields})
     str(caught.value).encode("utf-8", "backslashreplace")

@@ -19,7 +19,7 @@ def test_recipe_is_kept_for_the_same_arguments():
     assert first is not oneshot.recipe_of_run({"cwd": "/", "rootfs": RootFS.host(readonly=True)})
 
 
-def test_recipe_tells_numbers_from_truths():
+def test_recipe_distinguishes_numbers_from_booleans():
     oneshot.recipe_of_run({"umask": 1})
     with pytest.raises(SpecError, match="umask"):
         oneshot.recipe_of_run({"umask": True})
@@ -29,14 +29,14 @@ def test_recipe_tells_numbers_from_truths():
     "arguments",
     [{"env": {"A": "1"}}, {"mounts": [Mount.tmpfs("/tmp")]}, {"masked_paths": ()}, {"masked_paths": ("/proc/kcore",)}],
 )
-def test_recipe_is_kept_of_what_holds_values(arguments):
+def test_recipe_of_immutable_values_is_kept(arguments):
     assert oneshot.recipe_of_run(arguments) is oneshot.recipe_of_run(
         {name: type(value)(value) for name, value in arguments.items()}
     )
 
 
 @pytest.mark.parametrize("arguments", [{"groups": (1,)}, {"env": {"A": b"1"}}, {"namespaces": Namespaces(network=1)}])
-def test_recipe_is_not_kept_where_something_could_change(arguments):
+def test_recipe_of_mutable_values_is_not_kept(arguments):
     assert oneshot.recipe_of_run(arguments) is not oneshot.recipe_of_run(arguments)
 
 
@@ -57,7 +57,7 @@ def test_recipe_of_a_pool_is_kept(request):
         )
 
 
-def test_command_with_other_words_is_the_same_otherwise():
+def test_command_with_another_argv_is_otherwise_equal():
     one = Command(argv=["a", "b"], cwd="/tmp", env={"A": "1"}, umask=0o77)
     other = one.with_argv(["c"])
     assert Command(argv=["c"], cwd="/tmp", env={"A": "1"}, umask=0o77) == other

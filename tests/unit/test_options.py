@@ -78,16 +78,16 @@ TOLD_AND_TAKEN = [
 
 
 @pytest.mark.parametrize(("told", "taken"), TOLD_AND_TAKEN, ids=lambda value: getattr(value, "__name__", ""))
-def test_options_are_those_that_are_taken(told, taken):
+def test_options_match_the_accepted_names(told, taken):
     assert names(told) == set(taken)
 
 
-def test_options_of_templates_are_those_of_all_that_come_with_the_library():
+def test_options_of_templates_match_the_librarys_templates():
     taken = {name for each in BUILTIN for name in list(parameters(find_template(each).make))} - {"root"}
     assert names(image_options.TemplateRootOptions) == taken | {"reference", "store", *_OVERLAY}
 
 
-def test_kinds_of_namespaces_and_events_are_those_that_there_are():
+def test_types_list_all_kinds_of_namespaces_and_events():
     source = inspect.getsource(sys.modules["containerkit.namespace.kind"])
     named = source.partition("KindName = Literal[")[2].partition("]")[0]
     assert [kind.value for kind in containerkit.Kind] == [word.strip(' "') for word in named.split(",")]
@@ -107,7 +107,7 @@ def test_each_option_is_explained(name):
         assert text.rstrip().endswith((".", ".)"))
 
 
-def test_types_are_told_as_they_are_written():
+def test_types_are_shown_as_written():
     told = {name: kind.replace('"', "'") for name, kind, _ in meanings.meanings("OneShotOptions")}
     written = options.OneShotOptions.__annotations__
     assert told == {name: written[name].__forward_arg__ for name in told}
@@ -163,13 +163,13 @@ def test_help_shows_each_argument_of_run():
     assert "timeout in seconds. When it expires" in shown
 
 
-def test_docstrings_that_were_dropped_stay_so():
+def test_dropped_docstrings_stay_empty():
     code = "import containerkit; print(containerkit.run.__doc__, containerkit.Container.__doc__)"
     done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "None None\n"
 
 
-def test_line_stays_where_there_is_no_source(monkeypatch):
+def test_line_stays_without_the_source(monkeypatch):
     def call():
         """Do it.
 

@@ -1,4 +1,4 @@
-"""How far the way of ``run`` goes: through how many modules, and from one to another how often."""
+"""The path of a ``run``: the number of modules, and of calls from one module to another."""
 
 import os
 import sys

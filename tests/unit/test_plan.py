@@ -83,7 +83,7 @@ def test_skipping_counts_the_steps_that_operations_become():
         ],
     ],
 )
-def test_what_can_not_be_encoded_is_refused(steps):
+def test_invalid_plan_is_refused(steps):
     with pytest.raises(SpecError):
         Plan(steps).encode()
 
@@ -118,6 +118,6 @@ def test_entries_without_a_name_or_with_a_nul_are_refused(make):
 
 
 @pytest.mark.parametrize("at", [-1, 10_000])
-def test_entry_that_is_not_known_leaves_the_operation_its_own_name(at):
+def test_unknown_entry_leaves_the_operations_own_name(at):
     operation = entries.populate(Slot("d"), [entries.directory(b"a", 0o755)], "all of it")
     assert operation == entries.failed(operation, at)

@@ -50,7 +50,7 @@ def test_procfs_parse_stat_is_not_fooled_by_parentheses(comm):
 
 
 @pytest.mark.parametrize("content", [b"", b"7 (x) S 1 2", b"nonsense"])
-def test_procfs_parse_stat_refuses_what_is_none(content):
+def test_procfs_parse_stat_refuses_invalid_text(content):
     with pytest.raises(ValueError, match="stat"):
         procfs.parse_stat(content)
 
@@ -207,7 +207,7 @@ def test_procfs_pid_of_pidfd_refuses_other_descriptors():
         procfs.id_map,
     ],
 )
-def test_procfs_readers_name_the_pid_that_is_not_there(reader):
+def test_procfs_readers_name_a_missing_pid(reader):
     with pytest.raises(ProcessLookupError) as caught:
         reader(NOBODY)
     assert (errno.ESRCH, f"pid {NOBODY}") == (caught.value.errno, caught.value.filename)

@@ -1,4 +1,4 @@
-"""Each key of a compose file is carried out or refused by name, and the documentation says which."""
+"""Each key of a compose file has an effect or is refused by name, as documented."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_the_page_lists_them():
 
 
 def made(path, value):
-    """Return a project that says something at the path of a key."""
+    """Return a project with a value at the path of a key."""
     kind, *parts = path.split(".")
     if kind == "services":
         for part in reversed(parts):
@@ -83,7 +83,7 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("path", [path for path in keys.REFUSED if "models" not in path])
-def test_what_is_refused_is_refused_by_its_name(path):
+def test_unsupported_key_is_refused_by_name(path):
     value = SAMPLES.get(path)
     for attempt in (value,) if value is not None else ("x", ["x"], True):
         try:
@@ -127,7 +127,7 @@ def test_what_is_refused_is_refused_by_its_name(path):
         ({"pid": "service:b"}, "pid: 'service:b'"), ({"ports": ["80/sctp"]}, "protocol: 'sctp'"),
     ],
 )  # fmt: skip
-def test_values_that_cannot_be_had_are_refused(asked, message):
+def test_unsupported_values_are_refused(asked, message):
     project = Project(services={"a": Service(**{"image": "box", **asked}), "b": Service(image="box")})
     with pytest.raises(SpecError, match=re.escape(message)) as caught:
         project.plan()
@@ -144,7 +144,7 @@ def test_a_build_is_refused_for_its_own_keys_only():
         unsupported_builds(project, ["a", "b"])
 
 
-def test_values_that_one_machine_meets_are_taken():
+def test_values_that_one_host_satisfies_are_accepted():
     deploy = {
         "mode": "global", "endpoint_mode": "dnsrr", "labels": {"a": "b"}, "update_config": {"order": "stop-first"},
         "placement": {"constraints": ["node.role==manager", "node.platform.os == linux", "node.hostname != none"],

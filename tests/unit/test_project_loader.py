@@ -75,7 +75,7 @@ def test_merge_keys_of_yaml_yield_to_the_mappings_own():
         max_leaves=10,
     )
 )  # fmt: skip
-def test_what_is_dumped_is_read_as_the_same(value):
+def test_dumped_yaml_is_read_back(value):
     assert parse_yaml(dump_yaml({"a": value}), "f") == [{"a": value}]
 
 
@@ -98,7 +98,7 @@ def test_malformed_variables_are_refused(text):
         substitute(text, {"A": "1"}, place="here")
 
 
-def test_a_required_variable_tells_its_reason():
+def test_error_of_a_required_variable_has_its_reason():
     with pytest.raises(SpecError, match=r"services\.web\.image: the variable TAG is required: say which"):
         substitute("${TAG:?say which}", {"TAG": ""}, place="services.web.image")
     assert substitute("${TAG?say which}", {"TAG": ""}) == ""
@@ -328,7 +328,7 @@ def test_entries_that_are_given_twice_count_once(load):
         ("services: {a: {image: x, mem_limit: 1g, deploy: {resources: {limits: {memory: 2g}}}}}", "differ"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told(load, text, message):
+def test_errors_name_the_problem(load, text, message):
     with pytest.raises(SpecError) as caught:
         load(text)
     assert message in str(caught.value)

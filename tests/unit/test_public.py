@@ -31,13 +31,13 @@ def twin(package):
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
-def test_public_names_are_there(package):
+def test_public_names_exist(package):
     for name in package.__all__:
         assert getattr(package, name) is not None
         assert name in dir(package)
 
 
-def test_public_names_are_what_type_checkers_are_told():
+def test_public_names_match_those_for_type_checkers():
     for name, module in twin(containerkit).items():
         if name in containerkit.__all__:
             assert getattr(importlib.import_module(module), name) is getattr(containerkit, name)
@@ -49,7 +49,7 @@ def test_public_names_are_what_type_checkers_are_told():
 
 
 @pytest.mark.parametrize("name", ["Image", "Build"])
-def test_names_of_images_cost_nothing_before_they_are_used(name):
+def test_names_of_images_are_imported_on_first_use(name):
     code = f"import sys, containerkit; print(*sys.modules); containerkit.{name}; print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before, after = (set(line.split()) for line in shown.splitlines())

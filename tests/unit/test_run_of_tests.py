@@ -1,4 +1,4 @@
-"""What tests/conftest.py sees to in a run of tests."""
+"""The hooks of tests/conftest.py, in runs of tests."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def test_modules_that_say_the_same_for_every_user_are_left_out_on_request(tmp_pa
         assert (0, True) == (status, f"{count} passed" in output), output
 
 
-def test_worker_whose_test_takes_too_long_is_replaced_though_its_child_lives(tmp_path):
+def test_worker_of_a_hanging_test_is_replaced_although_its_child_lives(tmp_path):
     status, output = run_tests(
         tmp_path,
         """

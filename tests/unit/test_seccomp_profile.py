@@ -44,7 +44,7 @@ def test_action_values_are_the_kernels():
 @pytest.mark.parametrize(
     ("kind", "data"), [("deny", 0), ("allow", 1), ("errno", 4096), ("errno", -1), ("trace", 65536)]
 )
-def test_action_that_means_nothing_is_refused(kind, data):
+def test_invalid_action_is_refused(kind, data):
     with pytest.raises(SpecError):
         Action(kind, data)
 
@@ -53,7 +53,7 @@ def test_action_that_means_nothing_is_refused(kind, data):
     "wrong",
     [{"argument": 6}, {"argument": 0, "op": "=="}, {"argument": 0, "value": -1}, {"argument": 0, "value": 2**64}],
 )
-def test_condition_that_means_nothing_is_refused(wrong):
+def test_invalid_condition_is_refused(wrong):
     with pytest.raises(SpecError):
         Condition(**wrong)
 
@@ -165,7 +165,7 @@ def test_default_denies(name):
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_default_judges_arguments(machine):
+def test_default_checks_arguments(machine):
     def judge(name, *args):
         return verdict(Seccomp.default(), name, *args, machine=machine)
 
@@ -213,7 +213,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_default_compiled_ahead_is_what_the_compiler_writes(machine, variant):
+def test_precompiled_default_matches_the_compiler(machine, variant):
     program = bytes.fromhex(ready.PROGRAMS[variant][machine])
     assert compile_filter(VARIANTS[variant], machine) == program
     assert ready.program(VARIANTS[variant], machine) == program
@@ -258,7 +258,7 @@ def test_mode_with_a_set_id_bit_is_refused_in_its_own_32_bits(machine, name, at)
         (0o200000, S_ISUID, False), (O_CREAT | UPPER, S_ISUID | UPPER, True), (UPPER, S_ISUID, False),
     ],
 )  # fmt: skip
-def test_open_is_judged_by_its_mode_where_it_makes_a_file(flags, mode, refused):
+def test_open_is_decided_by_its_mode_if_it_creates_a_file(flags, mode, refused):
     expected = 0x50001 if refused else ALLOW.value
     assert [expected, expected] == [
         verdict(WITHOUT_BITS, "open", 0, flags, mode), verdict(WITHOUT_BITS, "openat", 0, 0, flags, mode)
@@ -304,7 +304,7 @@ def test_masked_difference_is_the_opposite_of_masked_equality():
                 assert {ALLOW.value, 0x50001} == verdicts, (mask, wanted, value)
 
 
-def test_masked_difference_is_told_but_not_to_an_oci_profile():
+def test_masked_difference_is_printed_but_not_written_to_an_oci_profile():
     rule = Rule(names=["read"], action=Action.errno(), when=[Condition(argument=1, op="masked_ne", mask=8)])
     assert "argument 1 & 0x8 != 0x0" in str(rule)
     with pytest.raises(SpecError, match="'masked_ne' has no name in an OCI profile"):
@@ -340,7 +340,7 @@ def test_filter_pickles_and_compares_by_content():
     assert hash(profile) == hash(Seccomp.default().deny("connect"))
 
 
-def test_filter_longer_than_the_kernel_takes_is_refused():
+def test_filter_longer_than_the_kernel_accepts_is_refused():
     conditions = [Condition(argument=0, value=2**40 + number) for number in range(1100)]
     with pytest.raises(SpecError, match="the kernel accepts 4096"):
         Seccomp(
@@ -382,7 +382,7 @@ def test_filter_flags_become_the_kernels():
     assert step.args[1] == 1 | 8 | 16
 
 
-def test_filter_that_notifies_nobody_is_refused():
+def test_filter_that_notifies_without_a_listener_is_refused():
     with pytest.raises(SpecError, match="no supervisor receives the listener"):
         Seccomp.default().notify("mount").operations()
 
@@ -522,7 +522,7 @@ def test_oci_conditions_on_one_argument_are_alternatives():
         assert verdict(profile, "dup2", 3, 8) == verdict(profile, "dup2", 4, 7) == otherwise.value
 
 
-def test_range_of_an_argument_is_not_told_to_an_oci_profile():
+def test_range_of_an_argument_is_not_written_to_an_oci_profile():
     between = (Condition(argument=0, op="ge", value=3), Condition(argument=0, op="le", value=5))
     profile = Seccomp(default_action=Action.errno(1), rules=[Rule(names=["dup2"], action=ALLOW, when=between)])
     assert [verdict(profile, "dup2", value) for value in (2, 4, 6)] == [0x50001, ALLOW.value, 0x50001]
@@ -601,7 +601,7 @@ def test_oci_profile_written_and_read_again_gives_the_same_verdicts(names, actio
             assert verdict(profile, name, *args) == verdict(again, name, *args)
 
 
-def test_oci_profile_has_no_word_for_an_order_of_rules():
+def test_oci_profile_cannot_express_an_order_of_rules():
     nine = Condition(argument=0, value=9)
     with pytest.raises(SpecError, match="depend on their order"):
         Seccomp.permissive().deny("read", when=[nine]).kill("read", when=[nine]).to_oci()
@@ -620,13 +620,13 @@ def test_recorded_profile_allows_what_was_seen_and_what_every_program_needs():
     assert made.to_oci("x86_64")["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
 
 
-def test_recording_filter_tells_every_call_through_every_entry():
+def test_recording_filter_reports_every_call_of_every_architecture():
     program = bpf_simulator.decode(recording_filter().program("x86_64"))
     for number, token in ((0, X86_64), (2**30, X86_64), (5000, X86_64), (3, ARCHITECTURES["x86"].token)):
         assert bpf_simulator.run(program, number, token)[0] == NOTIFY.value
 
 
-def test_filter_prints_itself_in_words():
+def test_filter_is_printed_as_text():
     condition = Condition(argument=0, op="masked_eq", value=1, mask=0xFF)
     profile = Seccomp(default_action=ALLOW, architectures=["x86"]).deny("read", "write").kill("open", when=[condition])
     assert str(profile).splitlines() == [

@@ -237,7 +237,7 @@ def profiles(draw):
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(made=profiles(), data=st.data())
-def test_verdict_of_made_up_profiles_is_libseccomps(made, data):
+def test_verdict_of_random_profiles_is_libseccomps(made, data):
     native, profile = made
     ours = bpf_simulator.decode(profile.program(native))
     theirs = bpf_simulator.decode(oracle(profile, native))

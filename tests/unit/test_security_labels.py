@@ -62,7 +62,7 @@ def test_label_that_the_kernel_refuses_is_an_error(label, module):
 
 
 @pytest.mark.parametrize("wrong", ["", " x", "a\nb", "a\0b", "a\x7f"])
-def test_label_with_what_no_label_has_is_refused(wrong):
+def test_label_with_invalid_characters_is_refused(wrong):
     for kind in (AppArmor, SELinux):
         with pytest.raises(SpecError):
             kind(wrong)
@@ -79,7 +79,7 @@ def test_selinux_mount_option_is_quoted_where_it_has_commas():
     assert SELinux("u:r:t:s0").mount_options() == {"context": "u:r:t:s0"}
 
 
-def test_active_modules_are_read_from_securityfs_or_found_by_their_traces(tmp_path):
+def test_active_modules_are_read_from_securityfs_or_found_by_their_files(tmp_path):
     assert active(str(tmp_path)) == frozenset()
     (tmp_path / "sys/module/apparmor/parameters").mkdir(parents=True)
     (tmp_path / "sys/module/apparmor/parameters/enabled").write_text("Y\n")

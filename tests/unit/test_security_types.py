@@ -21,7 +21,7 @@ from containerkit.security.seccomp import Action, Rule
 
 
 class Pretender:
-    """It pretends to be of another class."""
+    """An object that pretends to be of another class."""
 
 
 def pretender(name):
@@ -29,7 +29,7 @@ def pretender(name):
 
 
 class Awkward:
-    """It can't be compared and has no length, truth value or hash."""
+    """An object that can't be compared, and has no length, truth value or hash."""
 
     __hash__ = None
 
@@ -188,13 +188,13 @@ def test_wrong_type_is_refused(call):
 
 
 @pytest.mark.parametrize("value", ["x", None, -2, 1.5, True])
-def test_owners_of_a_descriptor_refuse_what_is_none(value):
+def test_owners_of_a_descriptor_refuse_invalid_numbers(value):
     for call in (Listener, lambda fd: Supervisor(fd, print), lambda fd: record(fd, "x86_64")):
         with pytest.raises(SpecError):
             call(value)
 
 
-def test_supervisor_refuses_what_can_not_be_called():
+def test_supervisor_refuses_an_uncallable_handler():
     with pytest.raises(SpecError):
         Supervisor(0, "handler")
 

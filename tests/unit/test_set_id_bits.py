@@ -38,7 +38,7 @@ SYS_ADMIN = Capabilities.of("SYS_ADMIN")
         ({"rootfs": RootFS.image("box:1")}, True),
     ],
 )
-def test_what_writes_to_the_host(fields, writes):
+def test_descriptions_that_write_to_the_host(fields, writes):
     spec = build(fields)
     assert writes == spec.writes_to_host(spec.confinement)
     assert (not writes) == describe(spec, ["true"], {}).confinement.set_id_bits
@@ -46,7 +46,7 @@ def test_what_writes_to_the_host(fields, writes):
     assert describe(build({**fields, "set_id_bits": False}), ["true"], {}).confinement.set_id_bits is False
 
 
-def test_root_that_a_provider_has_made_counts():
+def test_root_of_a_provider_counts():
     spec = Spec(rootfs=RootFS.image("box:1"))
     assert not spec.writes_to_host(spec.confinement, RootFS.overlay("/srv"))
     assert spec.writes_to_host(spec.confinement, RootFS.overlay("/srv", upper="/upper"))
@@ -58,13 +58,13 @@ def test_capabilities_of_a_command_count():
     assert not describe(spec, ["true"], {"capabilities": SYS_ADMIN}).confinement.set_id_bits
 
 
-def test_confinement_that_nobody_has_settled_refuses():
+def test_unresolved_confinement_refuses_set_id_bits():
     filtered, relaxed = Confinement().filter, Confinement(set_id_bits=True).filter
     assert {"chmod", "openat2"} <= {name for rule in filtered.rules if not rule.action.permits for name in rule.names}
     assert relaxed.rules == filtered.rules[-len(relaxed.rules) :]
 
 
 @pytest.mark.parametrize("value", [0, 1, "yes", [], 1.0])
-def test_what_is_neither_true_nor_false_is_refused(value):
+def test_set_id_bits_that_is_not_a_boolean_is_refused(value):
     with pytest.raises(SpecError, match="set_id_bits"):
         build({"set_id_bits": value})

@@ -1,4 +1,4 @@
-"""No module and no function is too long to be read at once."""
+"""No module and no function is too long."""
 
 import ast
 from pathlib import Path

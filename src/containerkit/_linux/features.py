@@ -181,7 +181,7 @@ class HostReport:
 
     @property
     def missing(self) -> tuple[Feature, ...]:
-        """The features that this host lacks, each with its hint."""
+        """The features that this host does not have, each with its hint."""
         return tuple(feature for feature in self.features if not feature)
 
     def __str__(self) -> str:

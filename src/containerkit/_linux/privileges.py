@@ -43,7 +43,7 @@ def is_privileged() -> bool:
 
 
 def _owns_processes() -> bool:
-    """Whether this process's user namespace owns its pid namespace. Source: ioctl_ns(2), NS_GET_USERNS."""
+    """Return whether this process's user namespace owns its pid namespace. Source: ioctl_ns(2), NS_GET_USERNS."""
     from fcntl import ioctl
 
     def look(kept: list[int]) -> bool:
@@ -58,12 +58,12 @@ def _owns_processes() -> bool:
 
 
 def maps_range(name: str, base: int) -> bool:
-    """Whether the caller's own user namespace maps a whole range. Source: user_namespaces(7)."""
+    """Return whether the caller's own user namespace maps a whole range. Source: user_namespaces(7)."""
     with open(f"/proc/self/{name}", encoding="ascii") as file:
         lines = [tuple(map(int, line.split())) for line in file]
     return any(inside <= base and base + RANGE <= inside + count for inside, _, count in lines)
 
 
 def has_ids_to_spare() -> bool:
-    """Whether the caller's own user namespace maps the ids that the library gives to containers."""
+    """Return whether the caller's own user namespace maps the ids that the library gives to containers."""
     return maps_range("uid_map", FIRST_BASE) and maps_range("gid_map", FIRST_BASE)

@@ -87,7 +87,7 @@ def explained(operation: Operation, error: int) -> SetupError:
         hint = f"{hint} (mounted there: {mounted})"
     hint = why_refused(name, error, hint)
     if error == EINVAL and _maps_a_tree(operation):
-        target = _ID_MAP + _that_maps_no_ids(target.removeprefix(_ID_MAP))
+        target = _ID_MAP + _first_unmappable_mount(target.removeprefix(_ID_MAP))
     kind = UnsupportedError if error == ENOSYS else SetupError
     return kind(name, error, target, hint)
 
@@ -120,7 +120,7 @@ def _maps_a_tree(operation: Operation) -> bool:
     return isinstance(flags, int) and bool(flags & k.AT_RECURSIVE)
 
 
-def _that_maps_no_ids(source: str) -> str:
+def _first_unmappable_mount(source: str) -> str:
     """Return the first mount below a path whose filesystem can't be id-mapped, with its type; else the path."""
     import os
 

@@ -279,10 +279,10 @@ def _unified() -> Hierarchy | None:
 
 
 def _cgroup2() -> str:
-    return _with_group(_unified(), lambda own, _: f"{own}: {' '.join(_handed_on(own)) or 'no controllers'}")
+    return _with_group(_unified(), lambda own, _: f"{own}: {' '.join(_enabled_for_children(own)) or 'no controllers'}")
 
 
-def _handed_on(own: str) -> list[str]:
+def _enabled_for_children(own: str) -> list[str]:
     """Return the controllers that a new group in the caller's own group has or can be given.
 
     A group can enable more controllers for child groups while it has no processes of its own. The root group may have

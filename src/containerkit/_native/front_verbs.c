@@ -282,7 +282,7 @@ int ck_start(struct ck_call *call, int resume[2]) {
     int gate = connect_to_gate();
     if (gate < 0)
         return CK_HAND_OVER;
-    /* From here on Python can't begin again: it gets both descriptors, with all that is to be read from the gate. */
+    /* After this Python can't start again from the beginning. It gets both descriptors, with the unread bytes of the gate. */
     long size = CK_CALL6(recvfrom, gate, &told, 1, MSG_PEEK, 0, 0);
     if (size == 0 || size == -ECONNRESET) {
         long result = CK_CALL3(unlinkat, entry.fd, GATE, 0);

@@ -135,7 +135,7 @@ static void await_entry(struct ck_request *request, int pidfd, struct ck_result 
         if (__atomic_load_n(entered, __ATOMIC_ACQUIRE))
             break;
         if (poll(&watched, 1, 0) == 1) {
-            if (was_killed(pidfd)) /* whoever reaps the command is told */
+            if (was_killed(pidfd)) /* the process that reaps the command gets this result */
                 request->board->failure.index = CK_NONE;
             failure = request->board->failure;
             break;

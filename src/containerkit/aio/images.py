@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["pull"]
 
 
-class _CalledOffError(Exception):
+class _CancelledError(Exception):
     """Raised inside a pull to end it."""
 
 
@@ -42,7 +42,7 @@ async def pull(reference: str | Reference, **options: Unpack[PullOptions]) -> Im
 
     def progress(event: ProgressEvent) -> None:
         if called_off:
-            raise _CalledOffError
+            raise _CancelledError
         told(event)
 
     options["progress"] = progress

@@ -80,7 +80,7 @@ class Source(asyncio.ReadTransport):
             self._loop.add_reader(self._fd, self._read)
 
     def is_closing(self) -> bool:
-        """Whether it is closed."""
+        """Return whether it is closed."""
         return self._fd < 0
 
     def close(self) -> None:
@@ -170,11 +170,11 @@ class Writer:
             raise BrokenPipeError("the command has closed its standard input")
 
     def is_closing(self) -> bool:
-        """Whether it was closed."""
+        """Return whether it was closed."""
         return self._closing
 
     def can_write_eof(self) -> bool:
-        """Whether the end of file can be signalled: always, by closing it."""
+        """Return whether the end of file can be signalled: always, by closing it."""
         return True
 
     def write_eof(self) -> None:
@@ -194,7 +194,7 @@ class Writer:
             await self._told.wait()
 
     def abort(self) -> None:
-        """Close it at once. The buffer is lost."""
+        """Close it immediately. The buffer is lost."""
         self._closing = True
         self._close()
 

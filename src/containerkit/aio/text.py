@@ -83,7 +83,7 @@ class TextReader:
         return True
 
     def at_eof(self) -> bool:
-        """Whether everything up to the end was read."""
+        """Return whether everything up to the end was read."""
         return not self._rest and (self._ended or self._reader.at_eof())
 
     def __aiter__(self) -> TextReader:
@@ -132,11 +132,11 @@ class TextWriter:
         await self._writer.drain()
 
     def is_closing(self) -> bool:
-        """Whether it was closed."""
+        """Return whether it was closed."""
         return self._writer.is_closing()
 
     def can_write_eof(self) -> bool:
-        """Whether the end of file can be signalled: always, by closing it."""
+        """Return whether the end of file can be signalled: always, by closing it."""
         return True
 
     def write_eof(self) -> None:

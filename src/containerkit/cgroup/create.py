@@ -167,7 +167,7 @@ def apply(part: Directory, setting: Setting | Attachment) -> None:
     try:
         part.write(file, value)
     except OSError as error:
-        if error.errno in {ENOENT, EOPNOTSUPP} and (missing == "ignore" or _made_up_for(part, *instead)):
+        if error.errno in {ENOENT, EOPNOTSUPP} and (missing == "ignore" or _is_made_unnecessary(part, *instead)):
             return
         if error.errno == ENOENT:
             if missing == "no-swap" and not _machine_has_swap():
@@ -181,7 +181,7 @@ def apply(part: Directory, setting: Setting | Attachment) -> None:
         _check_valid(part, file, value, hint)
 
 
-def _made_up_for(part: Directory, file: str, line: str) -> bool:
+def _is_made_unnecessary(part: Directory, file: str, line: str) -> bool:
     return bool(file) and line in (part.read(file) or "").splitlines()
 
 

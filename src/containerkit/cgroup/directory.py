@@ -138,7 +138,7 @@ class Directory:
     def make_into(self, begun: list[Directory], name: str) -> Directory:
         """Append a child group to a list, then create and open it.
 
-        After an error the list contains what the caller has to close and remove.
+        After an error the list contains the directories that the caller must close and remove.
 
         Raises:
             StateError: a group of that name exists.
@@ -183,7 +183,7 @@ class Directory:
         return below
 
     def _named(self, kind: type[Kind], name: str) -> Kind:
-        # What is enabled here is what is available there, so it need not be read.
+        # The controllers enabled here are those available there, so they need not be read.
         return kind(-1, f"{self.path.rstrip('/')}/{name}", self.version, self.names, self._enabled)
 
     def open_in(self, above: int, name: str) -> None:
@@ -193,7 +193,7 @@ class Directory:
             OSError: it does not exist, or this process may not open it.
         """
         fd = keep(self._held, partial(os.open, dir_fd=above), name, _FLAGS)
-        if fd < LOWEST:  # a start assigns the numbers below
+        if fd < LOWEST:  # starts use the numbers below
             above_them = keep_above(self._held, fd, LOWEST)
             del self._held[0]
             os.close(fd)
@@ -226,7 +226,7 @@ class Directory:
 
         try:
             return lend(work).decode("ascii", "replace")
-        except OSError:  # also if it is switched off, such as memory.kmem.slabinfo or the pressure files
+        except OSError:  # also if the kernel has disabled it, such as memory.kmem.slabinfo or the pressure files
             return None
 
     def write(self, file: str, value: bytes) -> None:
@@ -311,10 +311,10 @@ class Directory:
 
 
 class OpenedDirectory(Directory):
-    """A directory that was not made for its holder. It is closed with its last reference.
+    """A directory that existed before, or is shared. It is closed when its last reference is gone.
 
-    A base that is no longer cached is closed by the last object that creates or removes a group in it.
-    A :class:`Directory` is not: an interruption during its ``__del__``, at the end of each start, would be lost.
+    The last object that creates or removes a group in an uncached base closes the base.
+    A :class:`Directory` has no ``__del__``: an interruption in it, at the end of each start, would be lost.
     """
 
     __slots__ = ()

@@ -70,8 +70,8 @@ class CGroup(GroupView):
                 not exist. Default: the caller's own group in each hierarchy.
             controllers: more controllers to join for their reports, such as ``["memory", "io"]``.
             owned: whether the group belongs to this process. The name then contains the owner, and :func:`sweep`
-                removes the groups of owners that were killed. With False, ``name`` is used literally, and whoever opens
-                the group later removes it. Default True.
+                removes the groups of owners that were killed. With False, ``name`` is used literally, and the process
+                that opens the group later removes it. Default True.
             mount: whether to mount, privately, a version 1 hierarchy that the kernel offers and that is not mounted.
             systemd: whether to create the group in a delegated scope, which each process requests from systemd once.
                 Default: only if the caller's own group can't have such groups and systemd is the init of the machine.
@@ -397,7 +397,7 @@ class CGroup(GroupView):
         self._end("closed" if self._state == "open" else self._state)
 
     def _end(self, state: Literal["removed", "closed"]) -> None:
-        """Release what the group holds. May be called again, for what an interruption left open."""
+        """Release the group's resources. May be called again if it was interrupted."""
         self._state = state
         close_all(self._attach)
         for known in self._events:

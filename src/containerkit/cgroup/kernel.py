@@ -1,4 +1,4 @@
-"""System calls that the standard library lacks: bpf(2), perf_event_open(2) and the mount calls.
+"""System calls that the standard library does not have: bpf(2), perf_event_open(2) and the mount calls.
 
 They are made with ctypes. A start on version 1 or without device rules needs none, and so never imports this module.
 """

@@ -159,7 +159,7 @@ def program() -> NoReturn:
 
 
 def _has_other_threads() -> bool:
-    """Whether threads run that the interpreter would wait for."""
+    """Return whether threads run that the interpreter would wait for."""
     threading = sys.modules.get("threading")
     if threading is None:
         return False

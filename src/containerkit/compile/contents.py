@@ -227,7 +227,7 @@ def sysctl_writes(start: Start) -> list[Operation]:
 
 
 def _sets_network(start: Start) -> bool:
-    """Whether a kernel parameter of the network namespace is set through the container's procfs."""
+    """Return whether a kernel parameter of the network namespace is set through the container's procfs."""
     is_own = all(mount.target != "/proc" for mount in start.spec.mounts)
     return is_own and any(name.startswith("net.") for name, _ in start.spec.sysctls)
 

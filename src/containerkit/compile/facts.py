@@ -164,7 +164,7 @@ class Start:
         return names if plain and sum(len(os.fsencode(path)) + 1 for path in paths) <= _MOST_NAMES else None
 
     def upper_base(self) -> str:
-        """The directory that contains upper and work. An overlay needs both on one mount."""
+        """Return the directory that contains upper and work. An overlay needs both on one mount."""
         rootfs = self.spec.rootfs
         assert rootfs.upper is not None
         assert rootfs.work is not None

@@ -92,7 +92,7 @@ def make_file(mount: Mount, tree: Slot, number: int, count: int) -> list[Operati
     Args:
         mount: the file.
         tree: the slot of the mount.
-        number: which of the files it is, from 0. The first makes the filesystem, the last closes it.
+        number: the position among the files, from 0. The first one makes the filesystem, the last one closes it.
         count: the number of files.
     """
     memory, at, name = Slot("memory"), Slot("file"), b"%d" % number
@@ -140,7 +140,7 @@ def attach(
         root, target, at, directory=directory, create=create, symlinks=symlinks, prefix=prefix, itself=itself
     )
     steps = [
-        *(map(_leaving_out, found) if optional else found),
+        *(map(_optional_step, found) if optional else found),
         calls.move_mount(tree, at, b"", target=prefix + target, hint=_KIND_HINT),
         calls.close(at),
     ]
@@ -157,7 +157,7 @@ def keep(tree: Slot, kept: Slot, target: str) -> list[Operation]:
     return [high, calls.close(tree)]
 
 
-def _leaving_out(step: Operation) -> Operation:
+def _optional_step(step: Operation) -> Operation:
     """Make a step of :func:`resolve` optional: if a path is missing and can't be created, skip the dependent steps.
 
     After opening a directory these are two steps: create a name in it, close it. After opening the target

@@ -91,7 +91,7 @@ class Attached(Container):
             os.close(init.fileno())
             if self._join_context is not None:
                 self._join_context.close()
-            self._standing().release()
+            self._running_context().release()
             self._record.close()
 
     @property

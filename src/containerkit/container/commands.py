@@ -176,7 +176,7 @@ class Commands(Live):
         handler: Handler | None,
     ) -> None:
         with self._entering() as init:
-            context = self._standing()
+            context = self._running_context()
             command = self._command(argv, fields, terminal=bool(pty))
             if pty:
                 self._open_terminal(starting.streams, pty, command.user)
@@ -346,7 +346,7 @@ class Commands(Live):
         with self._lock:
             if self._log is None:
                 self._running()
-                self._log = Log(self._standing().outside(0))
+                self._log = Log(self._running_context().outside(0))
                 self.keep_until_stopped("log", self._log)
             return self._log
 
@@ -383,7 +383,7 @@ class Commands(Live):
             with self._entering():
                 command = self._command(argv, fields, terminal=False)
                 Supervision.of(command.confinement, None)  # refuses a filter that needs a supervisor
-                owner = self._standing().outside(command.user.uid)
+                owner = self._running_context().outside(command.user.uid)
                 join_context = self._join_context
                 assert join_context is not None
                 captured = Captured(command, text, terms, owner, self._forget, self._processes)
@@ -431,13 +431,13 @@ class Commands(Live):
         lend(work)
 
     def _group_for_command(self, init: int, *, own: bool) -> CGroup | None:
-        membership = self._standing().membership
+        membership = self._running_context().membership
         if membership is None:
             return None
         return membership.leaf(init) if own else membership.shared(init)
 
     def _retire(self, leaf: CGroup | None, oom_kills: int = 0) -> None:
-        membership = self._standing().membership
+        membership = self._running_context().membership
         if leaf is not None and membership is not None:
             membership.retire(leaf, oom_kills)
 

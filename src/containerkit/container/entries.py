@@ -70,7 +70,7 @@ class Entries:
         return os.stat_result(values, exact)
 
     def _id(self, number: int, which: str) -> int:
-        """Return the id inside. Unmapped ids are nobody's. Source: user_namespaces(7)."""
+        """Return the id inside; 65534 for an unmapped one. Source: user_namespaces(7)."""
         with open(f"/proc/{self._container.pid}/{which}_map", encoding="ascii") as file:
             ranges = [tuple(map(int, line.split())) for line in file]
         for first, outside, count in ranges:

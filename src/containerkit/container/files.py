@@ -58,9 +58,9 @@ class Files(Entries, Listed):
     :class:`SetupError` with the kernel's error number if the path is missing, not a file, or not accessible.
     """
 
-    def __init__(self, container: Live, standing: Callable[[], StartContext]) -> None:
+    def __init__(self, container: Live, context: Callable[[], StartContext]) -> None:
         self._container = container
-        self._standing = standing
+        self._running_context = context
 
     @property
     def of(self) -> Live:
@@ -274,7 +274,7 @@ class Files(Entries, Listed):
             for fields in groups
             if len(fields) >= 4 and name in fields[3].split(",") and fields[2].isdecimal() and not name.isdecimal()
         ]
-        return User(uid, gid, tuple(members) if self._standing().host.sets_groups else ()), _home(entry)
+        return User(uid, gid, tuple(members) if self._running_context().host.sets_groups else ()), _home(entry)
 
     @staticmethod
     def _group_of(text: str, group: str, groups: list[list[str]]) -> int:
@@ -369,7 +369,7 @@ class Files(Entries, Listed):
 
     def _program(self, key: object, steps: list[Operation]) -> Program:
         """Return the compiled plan of these operations, cached by a key."""
-        key = self._standing().host, self._container.spec.kinds, key
+        key = self._running_context().host, self._container.spec.kinds, key
         return programs.get(key, lambda: Program(self._plan(steps)))
 
     def _plan(self, steps: list[Operation]) -> Plan:

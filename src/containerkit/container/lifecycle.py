@@ -263,7 +263,7 @@ class Container(Commands):
 
     def _bring_up(self) -> None:
         began = time.perf_counter()
-        # Their makers add the context and the outcome, which have an owner from then on.
+        # These lists own the context and the outcome from the moment they are made.
         contexts: list[StartContext] = []
         born: list[Outcome] = []
         try:
@@ -463,7 +463,7 @@ class Container(Commands):
             init = self._settled()
             if self._paused:
                 raise StateError(f"{self!r}: it is paused; resume() it first")
-            context = self._standing()
+            context = self._running_context()
             running = [process for process in self._processes if process.poll() is None]
             supervised = any(not supervision.ended for supervision in self._supervisions)
             subject = room.Subject(

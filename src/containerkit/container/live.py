@@ -122,9 +122,9 @@ class Live:
         Raises:
             StateError: it was never started.
         """
-        return self._standing().spec.rootfs
+        return self._running_context().spec.rootfs
 
-    def _standing(self) -> StartContext:
+    def _running_context(self) -> StartContext:
         if self._context is None:
             raise StateError(f"{self!r}: it does not run")
         return self._context
@@ -300,7 +300,7 @@ class Live:
 
     @property
     def _group(self) -> CGroup | None:
-        membership = self._standing().membership
+        membership = self._running_context().membership
         return None if membership is None else membership.group
 
     # --- Namespaces
@@ -326,7 +326,7 @@ class Live:
         Raises:
             StateError: it was never started.
         """
-        return dict(self._standing().joined)
+        return dict(self._running_context().joined)
 
     def keep_until_stopped(self, name: str, handle: Handle | None) -> None:
         """Close a handle when the container ends. None removes it again.
@@ -340,7 +340,7 @@ class Live:
         """
         with self._lock:
             self._running()
-            joined = self._standing().joined
+            joined = self._running_context().joined
             if handle is None:
                 joined.pop(name, None)
             else:
@@ -353,7 +353,7 @@ class Live:
         """The files inside: read, write, put, get; see :class:`containerkit.container.files.Files`."""
         from containerkit.container.files import Files
 
-        return Files(self, self._standing)
+        return Files(self, self._running_context)
 
     def path(self, path: str | os.PathLike[str]) -> InsidePath:
         """Return a path inside with methods like those of :mod:`pathlib`: ``c.path("/etc/hostname").read_text()``.
@@ -378,4 +378,4 @@ class Live:
         """
         from containerkit.container.files import changed
 
-        yield from changed(self, self._standing())
+        yield from changed(self, self._running_context())

@@ -206,7 +206,7 @@ def begin(
     check_bool(init, "init")
     recipe = recipe_of_run({**more, **streams})
     if recipe.command is None:
-        return _begun_in_a_container(recipe, argv)
+        return _started_in_a_container(recipe, argv)
     command, mode = _command(recipe, argv, init=init)
     starting = StartingProcess(recipe.text)
     try:
@@ -218,7 +218,7 @@ def begin(
         raise
 
 
-def _begun_in_a_container(recipe: Recipe, argv: ListOf[Word]) -> tuple[Process[Any], Container]:
+def _started_in_a_container(recipe: Recipe, argv: ListOf[Word]) -> tuple[Process[Any], Container]:
     container: Container = late.load(late.KINDS["container"])(**recipe.description)
     born: list[Process[Any]] = []
     try:

@@ -72,7 +72,7 @@ class Template:
     Raises:
         SpecError: a value is invalid; ``networks`` for a container without a new network namespace; ``ready`` for a
             container that can't wait for its command. The error gives the reason.
-        UnsupportedError: ``networks`` for an unprivileged user, or something that this host lacks.
+        UnsupportedError: ``networks`` for an unprivileged user, or a feature that this host does not have.
         SetupError: an operation failed.
 
     A ready container shows directories of the host and the mounts in them as they were when it was made. It is not used

@@ -77,7 +77,7 @@ class Begun(Container):
         Raises:
             UnsupportedError: fuse-overlayfs serves the root.
         """
-        if self._standing().union is not None:
+        if self._running_context().union is not None:
             hint = "fuse-overlayfs serves its root and ends with this process: choose a root that the kernel can mount"
             raise UnsupportedError("detach", EOPNOTSUPP, self.rootfs.upper or "/", hint)
 
@@ -94,7 +94,7 @@ class Begun(Container):
 
     def groups(self) -> tuple[list[str], list[str]]:
         """Return the directories of its own control groups, and those in which its processes are."""
-        membership = self._standing().membership
+        membership = self._running_context().membership
         if membership is None:
             return [], []
         own = [part.path for part in membership.group.parts]

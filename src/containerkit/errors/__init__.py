@@ -6,7 +6,7 @@
     ├── SpecError (ValueError)          the description is invalid
     ├── StateError                      the call is not possible in the present state
     ├── SetupError (OSError)            the kernel refused an operation of the start
-    │   ├── UnsupportedError            ... because this host lacks what it needs
+    │   ├── UnsupportedError            ... because this host does not support it
     │   └── ProgramNotFoundError (FileNotFoundError)  ... because the program does not exist inside
     ├── ExitError (CalledProcessError)  check=True, and the command failed
     │   └── OutOfMemory                 ... because the kernel killed it when out of memory

@@ -153,7 +153,7 @@ class Channel:
             self._held.pop(held.id, None)
 
     def cancel(self, held: Held) -> bool:
-        """End an attempt, or prevent its beginning. Returns at once, and whether no worker had claimed it."""
+        """End an attempt, or prevent its start. Return immediately, with whether no worker had claimed it."""
         never = Outcome(error=FleetError(f"task {held.id}: cancelled before it began"))
         if self._end(held, never, waiting=True):
             return True

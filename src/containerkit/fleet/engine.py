@@ -94,16 +94,16 @@ class Watcher(Protocol):
     """Receives the events of an attempt. All methods may be called from any thread, return soon and raise nothing."""
 
     def began(self, node: str) -> None:
-        """A node begins it. Called at most once, before the others."""
+        """Handle its start by a node. Called at most once, before the others."""
 
     def wrote(self, stream: StreamName, data: str | bytes) -> None:
-        """The command has written a line to one of the requested streams. The line has no newline.
+        """Handle a line that the command wrote to one of the requested streams. It has no newline.
 
         In text mode it may also be bytes, which are then decoded.
         """
 
     def ended(self, outcome: Outcome) -> None:
-        """It has ended, and nothing of it is running any more. Called exactly once, after the others."""
+        """Handle its end. No process of it runs any more. Called exactly once, after the others."""
 
 
 class Attempt(ABC):

@@ -121,7 +121,7 @@ class Flight:
     # --- As the watcher of its attempts
 
     def began(self, node: str) -> None:
-        """A node begins it."""
+        """Handle its start by a node."""
         self.future.node = node
         self._books.began(node, time.monotonic() - self._submitted)
 
@@ -139,7 +139,7 @@ class Flight:
                 attempt.cancel()
 
     def ended(self, outcome: Outcome) -> None:
-        """An attempt has ended. Make another if it was lost and retries are left."""
+        """Handle the end of an attempt. Make another if it was lost and retries are left."""
         future = self.future
         self._books.ended(future.node or "", outcome)
         with self._lock:

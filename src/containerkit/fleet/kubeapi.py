@@ -26,7 +26,7 @@ _BUSY: Final = frozenset({429, 500, 502, 503, 504})
 _LONGEST_PAUSE_S: Final = 30.0
 _RENEWED_EVERY_S: Final = 5.0
 
-# A connection whose other end has vanished is noticed after about 30 seconds, also by a watch. Source: tcp(7).
+# A connection whose other end is gone is noticed after about 30 seconds, also by a watch. Source: tcp(7).
 _WATCHFUL: Final = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -43,7 +43,7 @@ class APIError(FleetError):
     Attributes:
         status: the HTTP status; 0 without an answer.
         reason: the server's word for the cause, such as ``"AlreadyExists"``; empty if it gave none.
-        pause_s: the time in seconds that the server wants to be left alone (``Retry-After``).
+        pause_s: the seconds to wait before the next request (``Retry-After``).
     """
 
     def __init__(self, message: str, status: int = 0, reason: str = "", pause_s: float = 0.0) -> None:
@@ -57,12 +57,12 @@ class APIError(FleetError):
 
     @property
     def passing(self) -> bool:
-        """Whether the same request may succeed soon: no answer, a busy server, or an object that just changed."""
+        """Return whether the same request may succeed soon: no answer, a busy server, or a changed object."""
         return self.status in (0, *_BUSY) or self.reason == "Conflict"
 
 
 class UnreachableError(APIError):
-    """There was no connection to the API server: it has received nothing."""
+    """There was no connection to the API server, so it has received no request."""
 
 
 class KubeAPI:

@@ -42,7 +42,7 @@ _LATE_S: Final = 30.0
 
 
 def _disrupted(pod: dict[str, Any]) -> bool:
-    """Whether a pod was ended from outside: by its removal, an eviction, or a drain of its node.
+    """Return whether a pod was ended from outside: by its removal, an eviction, or a drain of its node.
 
     A whole pod has a reason only if its node or a controller ended it, such as "Evicted" or "NodeShutdown".
     """
@@ -90,7 +90,7 @@ class KubeAttempt(Attempt):
         self._pod = pod["metadata"]["name"]
         ended = state.get("terminated")
         if "running" in state or ended:
-            self._see_begin(pod["spec"].get("nodeName", ""))
+            self._notice_start(pod["spec"].get("nodeName", ""))
         self._stopped = self._stopped or bool(ended) or deleted
         waiting = state.get("waiting", {})
         if ended and (ended.get("exitCode") == 0 or not _disrupted(pod)):
@@ -107,7 +107,7 @@ class KubeAttempt(Attempt):
             self._doom(pod["metadata"].get("deletionGracePeriodSeconds", 0))
 
     def _doom(self, grace_s: float) -> None:
-        """Count it as lost if its pod, which somebody removes, does not end: no node confirms it that is cut off."""
+        """Count it as lost if its pod is being removed but does not end, because its node is unreachable."""
         with self._lock:
             if self._doomed is not None or self._over:
                 return
@@ -141,12 +141,12 @@ class KubeAttempt(Attempt):
 
     @property
     def over(self) -> bool:
-        """Whether its outcome is known, and its Job is removed."""
+        """Return whether its outcome is known and its Job is removed."""
         return self._over
 
     @property
     def _ended_by_cluster(self) -> bool:
-        """Whether its deadline has passed for so long that the cluster has ended it."""
+        """Return whether its deadline passed long enough ago that the cluster has ended it."""
         return time.monotonic() > self.made + self.deadline_s + self._engine.settings.grace_s + _LATE_S
 
     def unanswered(self, error: APIError) -> None:
@@ -154,7 +154,7 @@ class KubeAttempt(Attempt):
         if self._ended_by_cluster:
             self._lose(f"the API server did not answer until its deadline: {error}")
 
-    def _see_begin(self, node: str) -> None:
+    def _notice_start(self, node: str) -> None:
         with self._lock:
             if self._began or self._over:
                 return

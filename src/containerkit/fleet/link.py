@@ -23,7 +23,7 @@ __all__ = ["Job", "Link"]
 
 _CONNECT_S: Final = 10.0
 _UNHEARD_BYTES: Final = 4 << 20
-"""The maximum size in bytes of lines that the driver's listeners have not taken. Commands that write more must wait."""
+"""The maximum bytes of lines that the driver's listeners have not read. Commands that write more must wait."""
 
 
 Where: TypeAlias = "str | tuple[int, str]"
@@ -135,7 +135,7 @@ class Link:
             self._wire.send(*message)
 
     def write(self, task: str, stream: Where, line: Any) -> None:
-        """Queue a line, which is sent soon together with others. Waits while too much was not heard.
+        """Queue a line, to be sent soon together with others. Wait while too many bytes are unread.
 
         Args:
             task: the id of the task.

@@ -119,7 +119,7 @@ def _perform(ticket: Ticket, **more: Any) -> None:
 def _context(*, driver: bool = False) -> ssl.SSLContext:
     """Return the certificates that Ray uses on this node, and the authority for those of others.
 
-    Names in certificates are not checked: who has a certificate of the cluster can run code on all of its nodes.
+    Names in certificates are not checked, because any holder of a certificate of the cluster can run code on all nodes.
 
     Raises:
         SpecError: they can't be read.

@@ -45,7 +45,7 @@ class TLSStream:
                 shaken = True
             except ssl.SSLWantReadError:
                 pass
-            finally:  # an alert, too, tells the other side what is wrong
+            finally:  # send an alert too, which gives the other side the reason
                 if self._outgoing.pending:
                     sock.sendall(self._outgoing.read())
             if not shaken:
@@ -64,11 +64,11 @@ class TLSStream:
                     return self._object.read(length)
             except ssl.SSLWantReadError:
                 self._feed()
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # messages have lengths: nothing is cut off unnoticed
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # messages have lengths, so truncation is noticed
                 return b""
 
     def sendall(self, content: bytes | memoryview) -> None:
-        """Send all of it. The caller lets one thread at a time do this."""
+        """Send all bytes. Only one thread may do this at a time."""
         view = memoryview(content)
         for start in range(0, len(view), _SEALED_BYTES):
             with self._lock:

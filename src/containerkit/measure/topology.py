@@ -96,7 +96,7 @@ class Topology:
         for name, number in (("cores", cores), ("runs", 1 if runs is None else runs)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise SpecError(f"{name}: {number!r:.100} is not a number of at least 1")
-        made = _Parting(self, siblings=siblings).shares(cores, runs)
+        made = _Partition(self, siblings=siblings).shares(cores, runs)
         if not made or (runs is not None and len(made) < runs):
             room = f"room for {len(made)} runs" if made else "not room for one run"
             hint = "" if siblings else "; siblings=True uses all processors of a core"
@@ -104,7 +104,7 @@ class Topology:
         return tuple(made)
 
 
-class _Parting:
+class _Partition:
     """The physical cores that are left, for each memory node."""
 
     def __init__(self, topology: Topology, *, siblings: bool) -> None:

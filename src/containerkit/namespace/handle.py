@@ -350,7 +350,7 @@ class Namespace:
         """
         shown = os.fspath(path)
         try:
-            kept = _keeps(shown)
+            kept = _keeps_namespace(shown)
             made = not kept and _make_file(shown)
         except OSError as error:
             raise SetupError("persist", error.errno or 0, shown) from None
@@ -400,7 +400,7 @@ class Namespace:
         """
         shown = os.fspath(path)
         try:
-            kept = _keeps(shown)
+            kept = _keeps_namespace(shown)
         except OSError as error:
             raise SetupError("unpersist", error.errno or 0, shown) from None
         if not kept:
@@ -440,7 +440,7 @@ class Namespace:
         return Visit(self)
 
 
-def _keeps(path: str) -> bool:
+def _keeps_namespace(path: str) -> bool:
     try:
         return os.lstat(path).st_dev == _nsfs()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Networks of containers: bridges in a router of the process's own, addresses, names, ports, and what leads out.
+"""Networks of containers: a router for each process with bridges, addresses, names, ports and a link to the outside.
 
-It is loaded with the first container that is on one. Descriptions are in :mod:`containerkit.spec.network`.
+It is imported with the first container on a network. Descriptions are in :mod:`containerkit.spec.network`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What attends to a router: the resolver's sockets, the log of what was refused, and the ports that are handed on.
+"""A thread that serves a router: the resolver's sockets, the log of refused packets, and the forwarded ports.
 
-It is a thread of the owner's, so that it ends with the owner however that ends. It sleeps until a packet comes.
+It belongs to the owner's process, so it ends with the owner in any case. It sleeps until a packet arrives.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Attendant"]
 
-_MOST_AT_ONCE: Final = 128  # questions to servers and streams; a thread waits for each
+_MOST_AT_ONCE: Final = 128  # forwarded questions and TCP clients; each has a thread
 _MOST_OF_ONE: Final = 16  # the share of one address, so that a container can't block the others
 _PORT: Final = 53
 _NETFILTER: Final = 12
-_BUFFER: Final = 1 << 20  # bytes that wait at the socket; twice that counts, some 2,700 short questions
+_BUFFER: Final = 1 << 20  # bytes of a socket's receive buffer; the kernel doubles it: some 2,700 short questions
 _IDLE_S: Final = 10.0
 
 
@@ -47,8 +47,8 @@ class Attendant:
 
     Args:
         in_router: makes a socket in the router's network namespace.
-        rules: of the router.
-        host_rules: the rules of the host. Without them the router itself keeps containers from the host's addresses.
+        rules: the rules of the router.
+        host_rules: the rules of the host. Without them the router itself denies containers the host's addresses.
 
     Raises:
         SetupError: the log of packets can't be opened.
@@ -153,8 +153,8 @@ class Attendant:
         """Publish a port of a container.
 
         Args:
-            port: which.
-            addresses: of the container.
+            port: the port.
+            addresses: the addresses of the container.
 
         Raises:
             SetupError: the port can't be bound; see :class:`Published`.
@@ -172,21 +172,23 @@ class Attendant:
         networks = [ip_network(each) for each in subnets]
         return self._log.drain(lambda refusal: _is_of(refusal, networks))
 
-    def tell(self, key: object, told: Callable[[Refusal], object] | None, subnets: Sequence[str] = ()) -> None:
-        """Call a function with each refusal, in a thread of the attendant. The function must not block.
+    def set_listener(
+        self, key: object, listener: Callable[[Refusal], object] | None, subnets: Sequence[str] = ()
+    ) -> None:
+        """Call a function with each refusal, in the attendant's thread. The function must not block.
 
         Args:
             key: identifies the listener. Another call with the same key replaces the function.
-            told: the function, or None to stop.
+            listener: the function, or None to stop.
             subnets: as for :meth:`refusals`.
         """
         networks = [ip_network(each) for each in subnets]
 
         def chosen(refusal: Refusal) -> None:
-            if told is not None and _is_of(refusal, networks):
-                told(refusal)
+            if listener is not None and _is_of(refusal, networks):
+                listener(refusal)
 
-        self._log.tell(key, None if told is None else chosen)
+        self._log.set_listener(key, None if listener is None else chosen)
 
     # --- The thread
 
@@ -211,7 +213,7 @@ class Attendant:
 
     def _datagram(self, bound: socket.socket) -> None:
         data, place = bound.recvfrom(4096)
-        reply, asked = self.resolver.at_once(data, place[0])
+        reply, asked = self.resolver.answer_locally(data, place[0])
         if reply is not None:
             bound.sendto(reply, place)
         elif asked is not None:
@@ -226,7 +228,7 @@ class Attendant:
         with accepted:
             accepted.settimeout(_IDLE_S)
             while (data := receive(accepted)) is not None:
-                reply, asked = self.resolver.at_once(data, source)
+                reply, asked = self.resolver.answer_locally(data, source)
                 if asked is not None:
                     reply = self._forwarded(asked, source)
                 if reply is None:
@@ -237,7 +239,7 @@ class Attendant:
         return self.resolver.forward(asked, source, stream=True)
 
     def _in_thread(self, source: str, work: Callable[[], Any]) -> bool:
-        """Run a task that waits for others in a thread. Return False if too many are running."""
+        """Run a task that may block in a thread. Return False if too many are running."""
         with self._lock:
             mine = self._asking.get(source, 0)
             if mine >= _MOST_OF_ONE or sum(self._asking.values()) >= _MOST_AT_ONCE:
@@ -260,7 +262,7 @@ class Attendant:
                     del self._asking[source]
 
     def end(self) -> None:
-        """End the thread, so that nobody uses the packet filters any more; harmless when repeated."""
+        """End the thread, so that it no longer uses the packet filters. May be called twice."""
         with self._lock:
             ended, self._closed = self._closed, True
         if not ended:
@@ -269,7 +271,7 @@ class Attendant:
             self._thread.join()
 
     def close(self) -> None:
-        """End the thread and close its sockets. May be called twice. The owners of published ports close those."""
+        """End the thread and close its sockets. May be called twice. Published ports are closed by their owners."""
         if not self._released:
             self._released = True
             self.end()

@@ -1,6 +1,6 @@
-"""Networks that plugins of the Container Network Interface make.
+"""Networks that plugins of the Container Network Interface (CNI) make.
 
-Each plugin is a program: it reads its configuration on stdin, what to do in ``CNI_*`` of its environment, and writes a
+Each plugin is a program. It reads its configuration from stdin and the command from ``CNI_*`` variables, and writes a
 result, or an error, to stdout. Source: the CNI specification 1.0.0, "Network configuration format", "Execution
 protocol", "Execution of network configurations".
 """
@@ -50,11 +50,11 @@ class Plugins:
     """Makes the network of each start with the plugins of one configuration list.
 
     Args:
-        name: of the network.
+        name: the name of the network.
         plugins: the configuration of each plugin, in order.
-        version: of the specification that they are written for.
-        directories: where plugins are.
-        capabilities: arguments for plugins that say they know them.
+        version: the version of the specification for which they are written.
+        directories: the directories that contain plugins.
+        capabilities: arguments for the plugins that declare them.
         sysctls: parameters of the network namespace, by their path below ``net``.
     """
 
@@ -84,7 +84,7 @@ class Plugins:
             UnsupportedError: the caller is not root, or a plugin is not installed.
         """
         if not is_privileged():
-            hint = "plugins change the host's network, which needs root: use network='internet'"
+            hint = "plugins change the host's network, which needs root: run as root, or use network='internet'"
             raise UnsupportedError("execve", 1, "CNI plugins", hint)
         path, config = _read(os.fspath(wish.config))
         name, plugins = config.get("name"), config.get("plugins")
@@ -195,7 +195,7 @@ class Plugins:
         return answer
 
     def resolv_conf(self) -> bytes | None:
-        """Return what the plugins reported, or else that of the host."""
+        """Return the name servers that the plugins reported, or otherwise the host's."""
         servers = [server for server in self._dns.get("nameservers") or () if isinstance(server, str)]
         return resolv_conf(servers, None) if servers else hosts_servers()
 
@@ -278,7 +278,7 @@ def _forget(path: str, fd: int) -> None:
 
 
 def sweep() -> list[str]:
-    """Let plugins undo what they made for dead owners. Return descriptions of it."""
+    """Let plugins undo their changes for dead owners. Return descriptions of the changes."""
     done: list[str] = []
     for path in sorted(glob.glob(f"{_RECORDS}/*")):
         try:

@@ -44,9 +44,9 @@ _lock = threading.Lock()
 
 
 def shared(network: Network) -> LiveNetwork:
-    """Return the network that containers of this process have that are given an equal description.
+    """Return the network that all containers of this process with an equal description share.
 
-    Side effects: it is open from now on, until the process ends.
+    Side effects: it stays open until the process ends.
     """
     key = os.getpid(), network
     with _lock:
@@ -57,7 +57,7 @@ def shared(network: Network) -> LiveNetwork:
 
 
 def _renew() -> None:
-    global _lock  # noqa: PLW0603 - a lock that another thread held at the fork would stay so
+    global _lock  # noqa: PLW0603 - another thread may have held the lock at the fork
     _lock = threading.Lock()
 
 
@@ -65,7 +65,7 @@ os.register_at_fork(after_in_child=_renew)
 
 
 def close_shared() -> None:
-    """Close the networks that were opened for descriptions."""
+    """Close the networks that were opened because containers described them."""
     with _lock:
         for key in [each for each in _shared if each[0] == os.getpid()]:
             _shared.pop(key).close()
@@ -78,9 +78,9 @@ class Connector:
     Attributes:
         attached: the networks, and how the container is attached to each.
         names: the names of the container.
-        ports, egress, dns: of the description.
+        ports, egress, dns: those of the description.
         sysctls: parameters of the network namespace, by their path below ``net``.
-        leads_out: whether one of these networks may be its way out.
+        has_default_route: whether one of these networks may have its default route.
     """
 
     attached: tuple[tuple[LiveNetwork, Attach], ...]
@@ -89,7 +89,7 @@ class Connector:
     egress: Egress | None
     dns: DNS | None
     sysctls: dict[str, str]
-    leads_out: bool = True
+    has_default_route: bool = True
 
     @property
     def router(self) -> Router:
@@ -97,7 +97,7 @@ class Connector:
         return self.attached[0][0].router
 
     def take(self) -> Connection:
-        """Make the network of one container. The returned object owns all of it.
+        """Make the network of one container. The returned object owns all resources.
 
         Raises:
             StateError: a network was closed, or an address or port belongs to another container.
@@ -115,7 +115,7 @@ class Connector:
             attendant = router.attendant
             undo.callback(router.while_open, attendant.remove_container, token)
             made.attend()
-            outward = next((claim for claim in claims if claim.wire.leads_out), claims[0])
+            outward = next((claim for claim in claims if claim.wire.has_default_route), claims[0])
             for port in self.ports:
                 published = attendant.publish(port, outward.addresses)
                 made.published.append(published)
@@ -128,11 +128,11 @@ class Connector:
 
     def _claims(self, undo: ExitStack) -> list[Claim]:
         claims: list[Claim] = []
-        leads_out = self.leads_out
+        has_default_route = self.has_default_route
         for position, (live, attach) in enumerate(self.attached):
-            claim = live.claim(attach, position, self.names, leads_out=leads_out)
+            claim = live.claim(attach, position, self.names, has_default_route=has_default_route)
             undo.callback(live.release, claim)
-            leads_out = leads_out and live.network.internal
+            has_default_route = has_default_route and live.network.internal
             claims.append(claim)
         return claims
 
@@ -144,7 +144,7 @@ class Connector:
 
 
 def _listening(published: Published) -> int:
-    """Return a descriptor of a port's listening socket whose number a start does not use for anything else."""
+    """Return a descriptor of a port's listening socket. Its number is one that starts do not use."""
     fd = fcntl.fcntl(published.fileno(), fcntl.F_DUPFD_CLOEXEC, _native.LOWEST)
     with socket.socket(fileno=os.dup(fd)) as listening:
         listening.listen()
@@ -160,9 +160,9 @@ class Connection(Endpoint):
         token: identifies it to the attendant.
         dns, egress: the name servers, and the egress rules.
         published: its published ports.
-        peers: ask the resolvers of its networks that other processes have.
+        peers: ask the resolvers of its networks that belong to other processes.
         sockets: descriptors of the listening sockets that its commands inherit, by their numbers inside.
-        ending: releases all of that.
+        ending: releases all of these.
     """
 
     claims: list[Claim]
@@ -178,7 +178,7 @@ class Connection(Endpoint):
     def owning(
         cls, fd: int, token: object, claims: list[Claim], dns: DNS | None = None, egress: Egress | None = None
     ) -> Connection:
-        """Return a descriptor of it that is closed together with everything else."""
+        """Return a connection that owns the descriptor and closes it together with the other resources."""
         status = os.fstat(fd)
         return cls(
             kind=Kind.NETWORK,
@@ -192,12 +192,12 @@ class Connection(Endpoint):
         )
 
     def plan(self) -> Plan:
-        """Return the operations that made it, for people to read."""
+        """Return the operations that made it, for display."""
         router = self.claims[0].live.router
         return Plan(endpoint.plan_of(router, [claim.wire for claim in self.claims], {}))
 
     def named(self, name: str) -> None:
-        """Add a name by which others find it, if it is valid as a hostname."""
+        """Add a name by which other containers find it, if it is a valid host name."""
         try:
             known = host_name(name, "id")
         except SpecError:
@@ -210,12 +210,12 @@ class Connection(Endpoint):
             each.named(name)
 
     def ask(self, peers: tuple[Peer, ...]) -> None:
-        """Let what its own networks do not know be asked of these."""
+        """Use these resolvers for names that its own networks do not know."""
         self.peers = peers
         self.attend()
 
     def attend(self) -> None:
-        """Register it with the router's attendant, with its present names."""
+        """Register it with the router's attendant under its present names."""
         attendant = self.claims[0].live.router.attendant
         attendant.remove_container(self.token)
         for claim in self.claims:
@@ -223,11 +223,11 @@ class Connection(Endpoint):
         attendant.set_policy(self.token, self.dns, self.egress, self.peers)
 
     def close(self) -> None:
-        """Release everything that its networks hold for it. May be called twice."""
-        self._fd = -1  # it is among what ends here
+        """Release all its resources on its networks. May be called twice."""
+        self._fd = -1  # closed with the other resources
         ending, self.ending = self.ending, ExitStack()
         ending.close()
-        super(Connection, self).close()  # noqa: UP008 - a class of slots is made anew, and loses the short form
+        super(Connection, self).close()  # noqa: UP008 - attrs replaces a class with slots, so super() fails
 
 
 def open_network(network: Network) -> LiveNetwork:
@@ -239,7 +239,7 @@ def open_network(network: Network) -> LiveNetwork:
 
 
 def connected(spec: Spec) -> Spec:
-    """Return a description whose requested network is a namespace to join, with the files in /etc.
+    """Return a copy of a description in which the network is a namespace to join, with its files in /etc.
 
     Raises:
         SpecError: the network is not possible as described.
@@ -273,19 +273,19 @@ def connected(spec: Spec) -> Spec:
 
 
 def attached_to(attachments: Iterable[Attach]) -> tuple[tuple[LiveNetwork, Attach], ...]:
-    """Return networks of this process, each with how a container is attached to it; those that were not open are now.
+    """Return the networks of some attachments, each with its attachment. Networks that are not open are opened.
 
     Raises:
-        StateError: one is of another process.
+        StateError: one belongs to another process.
     """
     attached = tuple((_live(attach.network), attach) for attach in attachments)
     if any(live.router is not attached[0][0].router for live, _ in attached):
-        raise StateError("networks: they belong to different processes")
+        raise StateError("networks: one container can't be on networks of different processes")
     return attached
 
 
 def as_names(hostname: str | None) -> tuple[str, ...]:
-    """Return what others may find a container by; none where that can't be the name of a host."""
+    """Return the names by which other containers find a container; none if it has no valid host name."""
     try:
         return (host_name(hostname, "hostname"),)
     except SpecError:
@@ -310,7 +310,7 @@ def network_sysctls(spec: Spec) -> dict[str, str]:
 
 
 def joining(spec: Spec, choice: Any, hosts: bytes | str | None, resolv: bytes | str | None) -> Spec:
-    """Return a description that joins what is chosen, with these files in its /etc."""
+    """Return a copy of a description that joins the namespace ``choice``, with these files in its /etc."""
     return attrs.evolve(
         spec,
         network="none",
@@ -352,7 +352,7 @@ def connected_once(spec: Spec) -> Spec:
 
 def _is_stale(spec: Spec) -> bool:
     choice = spec.namespaces.network
-    # Another may have taken the place of the keeper, or of the container, that was asked.
+    # Another keeper or container of the same name may have replaced the one that was asked.
     if hasattr(choice, "kept") or isinstance(choice, elsewhere.Elsewhere):
         return True
     return isinstance(choice, Connector) and any(
@@ -375,7 +375,7 @@ def _outside(spec: Spec, network: Macvlan | CNI) -> Spec:
 
 
 def restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None, undo: ExitStack) -> None:
-    """Allow addresses to reach only what the rules name."""
+    """Allow addresses to reach only the destinations of the rules."""
     if egress is None:
         return
     for rules in (router.rules, router.host_rules):

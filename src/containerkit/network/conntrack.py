@@ -1,7 +1,7 @@
-"""Entries of connection tracking that outlive the rule that made them.
+"""Remove entries of connection tracking that outlive the rule that made them.
 
-A redirection is looked up once for each connection, and kept for as long as packets come. So a client that sends
-datagrams from one port would reach the address of a container that is gone, and never the one that followed it.
+The kernel looks a redirection up once for each connection, and keeps it while packets arrive. So a client that sends
+datagrams from one port would still reach the address of a removed container, and never that of its successor.
 
 Source: linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -32,7 +32,7 @@ _IP, _PROTOCOL = 1, 2  # of a tuple
 _F_PROTOCOL: Final = 0x08
 _NUMBER: Final = 1
 _END: Final = {_ORIGINAL: (2, 0x02, 3, 0x20), _REPLY: (1, 0x01, 2, 0x10)}
-"""Of each side: the attribute of the address and the flag that filters by it; those of the port."""
+"""For each side: the attributes of the address and of the port, each with the flag that filters by it."""
 _ERROR, _DONE = 2, 3
 _PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 
@@ -50,37 +50,37 @@ class Connections:
         try:
             self._socket = closed_in_children(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER))
         except OSError as error:
-            hint = "a kernel with NETFILTER_NETLINK and NF_CT_NETLINK"
+            hint = "it needs a kernel with NETFILTER_NETLINK and NF_CT_NETLINK"
             raise UnsupportedError("socket", error.errno or 0, "netlink netfilter", hint) from None
         self._lock = threading.Lock()
 
     def forget_to(self, address: str, ports: range, protocol: str) -> None:
-        """Forget the connections to ports of an address. To ``0.0.0.0`` and ``::``: of every address.
+        """Delete the connections to ports of an address. ``0.0.0.0`` and ``::`` mean every address.
 
         Args:
-            address: where the clients send to.
+            address: the destination of the clients.
             ports: within 1 to 65535.
             protocol: ``"tcp"`` or ``"udp"``.
 
         Raises:
-            SetupError: the kernel refused the question or a deletion.
+            SetupError: the kernel refused to list or delete connections.
         """
         self._forget(_ORIGINAL, address, ports, protocol)
 
     def forget_redirected(self, address: str, ports: range, protocol: str) -> None:
-        """Forget the connections that ports of this address answer, wherever their clients send to.
+        """Delete the connections that ports of this address answer, for any destination of the clients.
 
         Args:
-            address: of the container.
+            address: the address of the container.
             ports, protocol: as for :meth:`forget_to`.
 
         Raises:
-            SetupError: the kernel refused the question or a deletion.
+            SetupError: the kernel refused to list or delete connections.
         """
         self._forget(_REPLY, address, ports, protocol)
 
     def _forget(self, side: int, address: str, ports: range, protocol: str) -> None:
-        """Forget those whose destination, or whose source on the way back, is one of these."""
+        """Delete the entries whose destination, or whose source of replies, is one of these."""
         parsed = ip_address(address)
         end, flag, port, port_flag = _END[side]
         flags = _F_PROTOCOL | (0 if parsed.is_unspecified else flag) | (port_flag if len(ports) == 1 else 0)
@@ -126,8 +126,8 @@ class Connections:
     @staticmethod
     def _refuse(what: str, answer: bytes) -> None:
         number = -struct.unpack_from("=i", answer)[0]
-        if number not in (0, ENOENT):  # ENOENT: it ended meanwhile
-            hint = "a kernel with NF_CT_NETLINK lists and deletes connections"
+        if number not in (0, ENOENT):  # ENOENT: it ended in the meantime
+            hint = "listing and deleting connections needs a kernel with NF_CT_NETLINK"
             raise SetupError(f"conntrack {what}", number, "connections of a published port", hint)
 
     def close(self) -> None:

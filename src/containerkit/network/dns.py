@@ -1,4 +1,4 @@
-"""Messages of the domain name system, as far as a resolver reads and writes them. Pure functions.
+"""Messages of the domain name system that a resolver reads and writes. Pure functions.
 
 All input comes from a container or from the network, so lengths are checked, and pointers may only point backwards.
 Source: RFC 1035, section 4; RFC 6891.
@@ -23,7 +23,7 @@ IN: Final = 1
 NO_ERROR, FORMAT_ERROR, SERVER_FAILURE, NO_NAME, NOT_IMPLEMENTED, REFUSED = range(6)
 
 _LARGEST_NAME: Final = 255
-_OURS: Final = 1232  # bytes of an answer that no network fragments
+_OURS: Final = 1232  # the maximum bytes of an answer that no network fragments
 
 
 class Question(NamedTuple):
@@ -31,7 +31,7 @@ class Question(NamedTuple):
 
     Attributes:
         number: the id, which the answer must have.
-        flags: of the header.
+        flags: the flags of the header.
         name: in lower case, without the last dot.
         kind: the type of record, such as ``A``.
         raw: the question as it was sent. Answers repeat it, including capitals.
@@ -52,7 +52,7 @@ class Record(NamedTuple):
     """An address in an answer.
 
     Attributes:
-        address: as text.
+        address: the address as text.
         ttl_s: how long it is valid, in seconds.
     """
 
@@ -61,7 +61,7 @@ class Record(NamedTuple):
 
 
 def _name(data: bytes, at: int) -> tuple[bytes, int]:
-    """Return a name, its labels joined by dots, and where it ends."""
+    """Return a name, with its labels joined by dots, and the offset of its end."""
     labels: list[bytes] = []
     end, length, last = 0, 0, len(data)
     while True:
@@ -70,18 +70,18 @@ def _name(data: bytes, at: int) -> tuple[bytes, int]:
             target = (size & 0x3F) << 8 | data[at + 1]
             end = end or at + 2
             if target >= min(at, last):
-                raise ValueError("a pointer that does not lead back")
+                raise ValueError("dns: a name has a pointer that does not point backwards")
             at = last = target
             continue
         if size > 63:
-            raise ValueError("a label of an unknown kind")
+            raise ValueError("dns: a name has a label of an unknown kind")
         at += 1
         if not size:
             return b".".join(labels), end or at
         label = data[at : at + size]
         length += size + 1
         if len(label) != size or length > _LARGEST_NAME or b"." in label:
-            raise ValueError("a name that can't be")
+            raise ValueError("dns: a name is too long or has an invalid label")
         labels.append(label)
         at += size
 
@@ -90,7 +90,7 @@ def question(data: bytes) -> Question:
     """Parse the question of a client.
 
     Raises:
-        ValueError: it is not a question, or not one alone.
+        ValueError: it is not a message with exactly one question.
     """
     try:
         number, flags, count, answers, authorities, more = struct.unpack_from(">6H", data)
@@ -99,7 +99,7 @@ def question(data: bytes) -> Question:
         name, at = _name(data, 12)
         kind, of = struct.unpack_from(">HH", data, at)
         if of != IN:
-            raise ValueError("not of the internet")
+            raise ValueError("dns: the class is not IN")
         at += 4
         size, extended = 512, False
         if more and data[at] == 0 and struct.unpack_from(">H", data, at + 1)[0] == OPT:
@@ -194,5 +194,5 @@ def records(data: bytes) -> list[Record]:
 
 
 def reverse(address: str) -> str:
-    """Return the name under which the name of an address is asked for."""
+    """Return the name of the PTR record of an address."""
     return ip_address(address).reverse_pointer

@@ -1,4 +1,4 @@
-"""The network of a container that another process has: found by its id or name, and joined as it is."""
+"""The network of a container of another process, found by its id or name. A container joins it unchanged."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["Elsewhere", "find"]
 
 _LARGEST: Final = 1 << 20
-"""Bytes of a file of /etc that are taken over, as many as a file of given content may have."""
+"""The maximum bytes to copy of a file in /etc: the limit of ``Mount.file``."""
 
 
 @attrs.frozen(eq=False)
 class Elsewhere:
-    """Hands out the network of a container that runs somewhere; by its name, so that each start looks anew.
+    """Provides the network of a running container, by its name, so that each start looks it up again.
 
     Attributes:
-        name: its id, or the name of a detached one.
+        name: the id of the container, or the name of a detached one.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Elsewhere:
         """Return a handle on its network namespace.
 
         Raises:
-            StateError: none of that name runs.
-            SetupError: it is another user's.
+            StateError: no container of that name runs.
+            SetupError: it belongs to another user.
         """
         pidfd = _pidfd(self.name)
         try:
@@ -52,9 +52,9 @@ class Elsewhere:
             os.close(pidfd)
 
     def files(self) -> tuple[bytes | None, bytes | None]:
-        """Return its /etc/hosts and /etc/resolv.conf, each None where it has none.
+        """Return its /etc/hosts and /etc/resolv.conf; None for one that does not exist.
 
-        Side effects: containers of this process lie from now on where they can join it: those of an unprivileged user
+        Side effects: later containers of this process can join it. For an unprivileged user they are made
             in the user namespace of that container's owner.
         """
         pidfd = _pidfd(self.name)
@@ -68,17 +68,17 @@ class Elsewhere:
 
 
 def find(name: str) -> Elsewhere:
-    """Return the network of a container, which runs.
+    """Return the network of a running container.
 
     Raises:
-        StateError: none of that name does.
+        StateError: no container of that name runs.
     """
     os.close(_pidfd(name))
     return Elsewhere(name)
 
 
 def _pidfd(name: str) -> int:
-    """Return a pidfd of the PID 1 of a container, the caller's from now on."""
+    """Return a pidfd of a container's PID 1, which the caller then owns."""
     found = running.find(name)
     if found is not None:
         return found
@@ -92,7 +92,7 @@ def _pidfd(name: str) -> int:
 
 
 def _unknown(name: str) -> StateError:
-    hint = "found are detached containers, by id or name, and those that their owner gave an id"
+    hint = "only detached containers, and those started with an id, can be found"
     return StateError(f"network container:{name}: no container of that name runs; {hint}")
 
 
@@ -100,13 +100,13 @@ def _network(pidfd: int, name: str) -> Namespace:
     try:
         return Namespace.from_pidfd(pidfd, "network")
     except SetupError as error:
-        if error.errno in (ESRCH, ENOENT):  # it has ended meanwhile
+        if error.errno in (ESRCH, ENOENT):  # it has ended in the meantime
             raise _unknown(name) from None
         raise
 
 
 def _outermost(network: Namespace) -> int | None:
-    """Return the user namespace right below this process's own in which a network namespace lies; None for our own."""
+    """Return the child user namespace of this process's own that owns a network namespace; None if it is its own."""
     with Namespace.current("user") as own:
         found: Namespace | None = None
         for each in _owners(network):
@@ -123,7 +123,7 @@ def _outermost(network: Namespace) -> int | None:
 
 
 def _owners(namespace: Namespace) -> Iterator[Namespace]:
-    """Yield the user namespace that owns a namespace, and those above, as far as they may be seen."""
+    """Yield the user namespace that owns a namespace, and its ancestors that this process may see."""
     above = namespace.owner
     while above is not None:
         yield above
@@ -131,7 +131,7 @@ def _owners(namespace: Namespace) -> Iterator[Namespace]:
 
 
 def _content(pidfd: int, path: str) -> bytes | None:
-    """Return a file as a process sees it; links lead nowhere but inside."""
+    """Return a file as a process sees it. Symlinks are resolved in the container."""
     try:
         pid = procfs.pid_of_pidfd(pidfd)
         root = os.open(f"/proc/{pid}/root", k.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -34,7 +34,7 @@ _THERE: Final = Slot("router's rtnetlink")
 _HERE: Final = Slot("rtnetlink")
 _HINT: Final = "a limit on network namespaces may be reached: see user.max_net_namespaces"
 _SETTINGS: Final = {
-    # Nobody inside has privileges over this namespace, so checks that need them elsewhere are not needed.
+    # No process inside has privileges over this namespace, so it can't change these settings.
     "ipv4/ip_unprivileged_port_start": "0",
 }
 _SETTINGS6: Final = {
@@ -52,14 +52,14 @@ class Wire(NamedTuple):
     """One interface of a container, and the port of the bridge at its other end.
 
     Attributes:
-        bridge, bridge_index: the bridge, in the router.
-        port, port_index: the port, in the router.
+        bridge, bridge_index: the bridge in the router.
+        port, port_index: the port in the router.
         mac, port_mac: the MAC of the interface, and of the port.
         interface, number: the name and index of the interface inside.
-        addresses: with their prefixes.
+        addresses: the addresses with their prefixes.
         gateways: the addresses of the bridge.
         gateway_mac: the MAC of the bridge.
-        leads_out: whether the default routes lead to the gateways.
+        has_default_route: whether the default routes lead to the gateways.
         mtu: in bytes.
         isolated: whether it can't reach other ports.
         down, up: the highest rates in bits per second, or None.
@@ -76,7 +76,7 @@ class Wire(NamedTuple):
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
     gateway_mac: str
-    leads_out: bool
+    has_default_route: bool
     mtu: int
     isolated: bool
     down: int | None
@@ -84,7 +84,7 @@ class Wire(NamedTuple):
 
 
 def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:
-    """Return the operations that make one interface, once both namespaces have a socket.
+    """Return the operations that make one interface, after both namespaces have a socket.
 
     Args:
         wire: the interface.
@@ -110,7 +110,7 @@ def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:
         steps.append(links.isolate(_THERE, wire.port_index, wire.port))
     if wire.down is not None:
         steps.append(links.rate(_THERE, wire.port_index, wire.down, wire.port, mtu=wire.mtu))
-    # The gateway has a fixed neighbour entry for the container and vice versa: neither asks, so nobody can spoof an
+    # The gateway has a permanent neighbour entry for the container and vice versa. Neither asks, so nobody can spoof an
     # answer.
     steps += [links.neighbour(_THERE, wire.bridge_index, address, wire.mac, wire.bridge) for address in plain]
     if later and has_ipv6():
@@ -120,9 +120,9 @@ def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:
         steps.append(links.rate(_HERE, index, wire.up, name, mtu=wire.mtu))
     steps += [links.address(_HERE, index, address, name) for address in wire.addresses]
     steps += [links.neighbour(_HERE, index, gateway, wire.gateway_mac, name) for gateway in wire.gateways]
-    if wire.leads_out:
+    if wire.has_default_route:
         steps += [links.default_route(_HERE, index, gateway, name) for gateway in wire.gateways]
-    # Once the kernel has answered for each, what it defers of bringing them up is done: the first packet goes through.
+    # After the kernel has answered for each interface, its deferred work is done, and the first packet is not lost.
     steps += [links.look_at(_THERE, wire.port), links.look_at(_THERE, wire.bridge), links.look_at(_HERE, name)]
     return steps
 
@@ -144,8 +144,8 @@ def settings_of(sysctls: Mapping[str, str], last_group: int = ALL_GROUPS) -> lis
         sysctls: more parameters, by their path below ``net``.
         last_group: the highest group id in the user namespace that owns it. All groups up to it may use ping.
     """
-    # A range of groups that are not all mapped here is refused: then ping takes a privilege inside. Before 6.5 one
-    # beyond 2**31 is refused too, and leaves the smaller one.
+    # The kernel refuses a range with unmapped groups: then ping needs a privilege inside. Before 6.5 it also refuses
+    # one beyond 2**31, and the smaller one stays.
     ends = sorted({min(last_group, _ALL_GROUPS_BEFORE_6_5), last_group})
     ping = [step for end in ends for step in write_sysctl("ipv4/ping_group_range", f"0 {end}", refused=(EINVAL,))]
     settings = {**_SETTINGS, **(_SETTINGS6 if has_ipv6() else {}), **sysctls}
@@ -153,7 +153,7 @@ def settings_of(sysctls: Mapping[str, str], last_group: int = ALL_GROUPS) -> lis
 
 
 def making(wires: Iterable[Wire], settings: list[Operation], *, privileged: bool) -> list[Operation]:
-    """Return the plan of a network namespace with these interfaces; the slot ``endpoint`` has its descriptor."""
+    """Return the plan of a network namespace with these interfaces. The slot ``endpoint`` gets its descriptor."""
     enter = [
         calls.unshare(k.CLONE_NEWNET, "network namespace", _HINT),
         calls.open_at(_PROC, b"thread-self/ns/net", k.O_RDONLY, _OWN),
@@ -169,7 +169,7 @@ def making(wires: Iterable[Wire], settings: list[Operation], *, privileged: bool
 
 
 def plan_of(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> list[Operation]:
-    """Return the plan by which a router's process makes the network namespace of a container."""
+    """Return the plan with which a router's process makes the network namespace of a container."""
     return making(wires, settings_of(sysctls, router.last_group), privileged=router.privileged)
 
 
@@ -189,7 +189,7 @@ def make(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> i
     try:
         return opened(program, router.inputs(), (_OWN.name,), messages).pop()
     except SetupError:
-        # That plan was compiled for another container, so its error would name that one.
+        # The cached plan was compiled for another container, so its error would name that one.
         return opened(plan_of(router, wires, sysctls), router.inputs(), (_OWN.name,)).pop()
 
 
@@ -207,11 +207,11 @@ def _remember(key: object, program: Program) -> Program:
 
 
 def _shape(wire: Wire) -> tuple[object, ...]:
-    """Return what the operations depend on, but for the content of messages."""
+    """Return a key of the operations, without the content of their messages."""
     return (
         len(wire.addresses),
         len(wire.gateways),
-        wire.leads_out,
+        wire.has_default_route,
         wire.isolated,
         wire.down is None,
         wire.up is None,
@@ -234,7 +234,7 @@ def _named(steps: Iterable[Operation]) -> list[Operation]:
 
 
 def join(router: Router, wire: Wire, namespace: int) -> None:
-    """Make one more interface in an existing network namespace.
+    """Make another interface in an existing network namespace.
 
     Raises:
         SetupError: an operation failed; nothing is left behind.
@@ -249,12 +249,12 @@ def join(router: Router, wire: Wire, namespace: int) -> None:
     try:
         _walk(router, steps, {_OWN.name: namespace})
     except BaseException:
-        part(router, wire.port)
+        remove_port(router, wire.port)
         raise
 
 
-def part(router: Router, port: str) -> None:
-    """Remove an interface by its port. It is not an error if it is gone with its namespace."""
+def remove_port(router: Router, port: str) -> None:
+    """Remove an interface by its port. It is not an error if it was removed with its namespace."""
     steps = [
         *router.inside(),
         *calls.netlink_socket(0, _THERE),
@@ -271,28 +271,28 @@ def _walk(router: Router, steps: list[Operation], slots: Mapping[str, int]) -> N
 
 @attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class Endpoint(Namespace):
-    """The network namespace of one container. Closing it releases everything that its networks hold for it."""
+    """The network namespace of one container. Closing it releases its resources on all its networks."""
 
     _ends: list[Callable[[], Any]] = attrs.field(factory=list)
     _beside: list[Any] = attrs.field(factory=list)
 
     @classmethod
     def adopt(cls, fd: int, ends: list[Callable[[], Any]]) -> Endpoint:
-        """Own a descriptor, and functions that are called in reverse order when nothing runs in it any more."""
+        """Own a descriptor, and functions that are called in reverse order when it is closed."""
         status = os.fstat(fd)
         return cls(kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, ends=ends)
 
     def also(self, end: Callable[[], Any]) -> None:
-        """Call this function too when it is closed."""
+        """Register another function to call when it is closed."""
         self._ends.append(end)
 
     def beside(self, other: Any) -> None:
-        """Keep what another network has of the same namespace: it is told names, and closed, with this."""
+        """Own the interface of another network in the same namespace: pass names on to it, and close it too."""
         self._beside.append(other)
         self.also(other.close)
 
     def close(self) -> None:
         """Close the namespace and release everything that belongs to it. May be called twice."""
-        super(Endpoint, self).close()  # noqa: UP008 - a class of slots is made anew, and loses the short form
+        super(Endpoint, self).close()  # noqa: UP008 - attrs replaces a class with slots, so super() fails
         while self._ends:
             self._ends.pop()()

@@ -1,6 +1,6 @@
 """Expressions of nf_tables, the parts of rules, as bytes.
 
-A rule loads fields of the packet into registers of 32 bits, compares them or looks them up, and ends in a verdict.
+A rule loads fields of the packet into registers of 32 bits, compares them or looks them up, and ends with a verdict.
 
 Source: linux/netfilter/nf_tables.h, nft_expr_attributes and below.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 from containerkit.network.nfnetlink import attribute, nested, text, u32, value, verdict
 
-__all__ = ["compare", "conntrack", "local", "log", "lookup", "masquerade", "meta", "payload", "reject", "say"]
+__all__ = ["compare", "conntrack", "end_with", "local", "log", "lookup", "masquerade", "meta", "payload", "reject"]
 
 # Where a payload's offset counts from.
 LINK: Final = 0
@@ -45,7 +45,7 @@ def _expression(name: str, *data: bytes) -> bytes:
 
 
 def meta(what: int, register: int = 0) -> bytes:
-    """Load what is known about a packet, such as ``IIFNAME``; ``register`` counts 32-bit registers from 0."""
+    """Load metadata of a packet, such as ``IIFNAME``; ``register`` counts 32-bit registers from 0."""
     return _expression("meta", u32(1, _FIRST + register), u32(2, what))
 
 
@@ -70,7 +70,7 @@ def constant(data: bytes, register: int = 0) -> bytes:
     return _expression("immediate", u32(1, _FIRST + register), nested(2, value(data)))
 
 
-def say(code: int, to: str = "") -> bytes:
+def end_with(code: int, to: str = "") -> bytes:
     """End the rule with a verdict, such as ``ACCEPT`` or ``JUMP`` to a chain."""
     return _expression("immediate", u32(1, _VERDICT), nested(2, verdict(code, to)))
 
@@ -93,7 +93,7 @@ def lookup(name: str, register: int = 0, *, inverted: bool = False, into: int | 
 
 
 def conntrack(bits: int, key: int = 0, *, absent: bool = False) -> bytes:
-    """Continue if the connection's state (key 0) or status (key 2) has (or with ``absent`` lacks) these bits."""
+    """Continue if the connection's state (key 0) or status (key 2) has these bits (with ``absent``: none of them)."""
     loaded = _expression("ct", u32(1, _FIRST), u32(2, key))
     return loaded + mask(struct.pack("=I", bits)) + compare(bytes(4), operator=EQUAL if absent else UNEQUAL)
 
@@ -113,7 +113,7 @@ def log(group: int, prefix: str) -> bytes:
 
 
 def limit(rate: int, burst: int) -> bytes:
-    """Continue at most so many times a second."""
+    """Continue at most ``rate`` times per second."""
     return _expression(
         "limit",
         attribute(1, struct.pack(">Q", rate)),
@@ -124,13 +124,13 @@ def limit(rate: int, burst: int) -> bytes:
 
 
 def at_most(name: str, rate: int, burst: int, timeout_s: int) -> bytes:
-    """Continue if the key that begins at register 0 occurred more than so many times a second.
+    """Continue if the key that begins at register 0 occurred more than ``rate`` times per second.
 
     Args:
-        name: a set with ``TIMEOUT`` and ``EVAL``, which counts for each key by itself.
-        rate: times a second.
-        burst: how many more are accepted at first.
-        timeout_s: after how many seconds an unused key is forgotten.
+        name: a set with ``TIMEOUT`` and ``EVAL``, which counts each key separately.
+        rate: times per second.
+        burst: how many more are accepted initially.
+        timeout_s: the seconds after which an unused key is deleted.
     """
     counted = (
         attribute(1, struct.pack(">Q", rate)),
@@ -145,20 +145,20 @@ def at_most(name: str, rate: int, burst: int, timeout_s: int) -> bytes:
 
 
 def open_over(name: str, most: int) -> bytes:
-    """Go on when the key that begins at register 0 has more than so many connections open, with this one.
+    """Continue if the key that begins at register 0 has more than ``most`` open connections, including this one.
 
-    Those that are closed, and only remembered, do not count.
+    Closed connections that the kernel still remembers do not count.
 
     Args:
-        name: a set with ``EVAL``, which counts for each key by itself; keys without a connection go by themselves.
-        most: connections.
+        name: a set with ``EVAL``, which counts each key separately. The kernel removes keys without connections.
+        most: the number of connections.
     """
     expression = nested(7, text(1, "connlimit"), nested(2, u32(1, most), u32(2, 1)))  # NFT_CONNLIMIT_F_INV: over it
     return _expression("dynset", text(1, name), u32(3, 0), u32(4, _FIRST), expression)
 
 
 def untracked() -> bytes:
-    """Let no connection be kept of the packet."""
+    """Exclude the packet from connection tracking."""
     return nested(1, text(1, "notrack"))
 
 

@@ -22,26 +22,26 @@ __all__ = ["hosts_file", "loopback", "mounts", "no_address", "own_address", "res
 HOSTS: Final = "/etc/hosts"
 RESOLV: Final = "/etc/resolv.conf"
 GATEWAY: Final = "host-gateway"
-"""The name that stands for the address of the host, as in Docker."""
+"""The name that means the address of the host, as in Docker."""
 
-_ANYWHERE: Final = "192.0.2.1"  # nothing is sent there
+_ANYWHERE: Final = "192.0.2.1"  # no packet is sent there
 
 _OPTIONAL: Final = (("optional", None),)
 _LOCAL: Final = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
 def own_address() -> str:
-    """Return the host's own address of IPv4, by which containers with an egress rule for it reach the host.
+    """Return the host's own IPv4 address, at which containers with an egress rule for it reach the host.
 
     Raises:
-        SpecError: it has none besides the loopback.
+        SpecError: the host has only the loopback address.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         with contextlib.suppress(OSError):  # no route leads outside
             asking.connect((_ANYWHERE, 9))
         found: str = asking.getsockname()[0]
     if found in ("0.0.0.0", "127.0.0.1"):  # noqa: S104 - compared, not bound
-        raise SpecError("hosts: 'host-gateway': this host has no address of IPv4 besides the loopback")
+        raise SpecError("hosts: 'host-gateway': this host has no IPv4 address except the loopback")
     return found
 
 
@@ -51,7 +51,7 @@ def loopback() -> str:
 
 
 def no_address() -> str:
-    """Refuse containers whose network does not lead to the host.
+    """Refuse containers whose network does not reach the host.
 
     Raises:
         SpecError: always.
@@ -66,8 +66,8 @@ def hosts_file(pairs: Iterable[tuple[str, str]], hostname: str | None, host: Cal
 
     Args:
         pairs: names and addresses, or :data:`GATEWAY`.
-        hostname: the container's own. Only the default one is in the file. Others are resolved by DNS.
-        host: returns the address of the host; called if that is wanted.
+        hostname: the container's own. Only the default name is in the file. Others are resolved by DNS.
+        host: returns the address of the host. It is called only if a pair needs it.
 
     Source: hosts(5).
     """
@@ -89,9 +89,9 @@ def resolv_conf(servers: Iterable[str], dns: DNS | None) -> bytes:
 
 
 def mounts(own: tuple[Mount, ...], hosts: bytes | str | None, resolv: bytes | str | None) -> tuple[Mount, ...]:
-    """Return the mounts of a container, with these files added unless it has its own mounts in their place."""
+    """Return the mounts of a container with these files, unless it has its own mounts at their paths."""
     covered = {mount.target for mount in own}
     wanted = ((HOSTS, hosts), (RESOLV, resolv))
     files = [Mount.file(path, text) for path, text in wanted if text is not None and path not in covered]
-    # A read-only root without these files does not use them either.
+    # A read-only root without these files has no use for them.
     return (*(attrs.evolve(each, options=_OPTIONAL) for each in files), *own)

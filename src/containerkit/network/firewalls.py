@@ -1,4 +1,4 @@
-"""Whether packet filters of other programs drop forwarded packets. They are read, never changed."""
+"""Find out whether packet filters of other programs drop forwarded packets. They are read, never changed."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _CHAIN_CHANGES: Final = {10 << 8 | 3, 10 << 8 | 5}  # NFT_MSG_NEWCHAIN, NFT_MSG_
 
 
 def dropping() -> str:
-    """Return a chain of somebody else's that drops what is forwarded and not named by it, so also what is a router's.
+    """Return a chain of another program that drops all forwarded packets by default, and so those of a router too.
 
     Returns:
-        The chain with its family and table, such as ``"ip filter FORWARD"``; empty where there is none.
+        The chain with its family and table, such as ``"ip filter FORWARD"``; empty if there is none.
 
-    Docker's chain does if Docker enabled forwarding. No rule of this library can overrule it, and it must not be
-    changed. Then packets are not forwarded, but sent by a program. Chains of iptables-legacy are not seen.
+    Docker has such a chain if Docker enabled forwarding. No rule of this library can overrule it, and it must not be
+    changed. Then a program sends the packets instead. Chains of iptables-legacy are not found.
 
     Raises:
-        SetupError: they can't be listed.
+        SetupError: the chains can't be listed.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as asking:
         asking.settimeout(5)
@@ -48,9 +48,9 @@ def dropping() -> str:
 
 
 class Watch:
-    """Looks again for such a chain, once chains have changed; any thread may ask.
+    """Looks for such a chain again after chains have changed. Any thread may call it.
 
-    It costs one system call as long as nothing has changed.
+    It needs one system call if nothing has changed.
 
     Raises:
         SetupError: ``EPERM`` without CAP_NET_ADMIN.
@@ -67,7 +67,7 @@ class Watch:
             raise SetupError("bind", error.errno or 0, "changes of nf_tables") from None
 
     def dropping(self) -> str:
-        """Return what :func:`dropping` does, as it is now.
+        """Return the present result of :func:`dropping`.
 
         Raises:
             SetupError: the chains can't be listed.
@@ -84,14 +84,14 @@ class Watch:
             except BlockingIOError:
                 return changed
             except OSError as error:
-                if error.errno != ENOBUFS:  # more has changed than it could hold
+                if error.errno != ENOBUFS:  # more events than the socket could hold
                     raise SetupError("recv", error.errno or 0, "changes of nf_tables") from None
                 changed = True
                 continue
             changed = changed or any(kind in _CHAIN_CHANGES for kind, _ in messages(data))
 
     def close(self) -> None:
-        """Look no more; harmless when repeated."""
+        """Close the socket. May be called twice."""
         self._events.close()
 
 

@@ -1,8 +1,8 @@
 """The guard of a router's bridges: only frames with the port's own MAC and addresses pass from a port.
 
-It filters what containers send, before other rules. It drops spoofed sources, answers about addresses of others (ARP,
-neighbour advertisements), router advertisements, redirects, answers of DHCP, queries for members of groups, and kinds
-of frames that are neither ARP nor IP stop here.
+It filters the frames that containers send, before all other rules. It drops spoofed sources, answers for addresses of
+others (ARP, neighbour advertisements), router advertisements, redirects, DHCP answers, multicast queries, and all
+frames that are neither ARP nor IP.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def packed(address: str) -> tuple[int, bytes]:
 
 
 def logged(prefix: str) -> bytes:
-    """Log, but limit the rate, so that a flood of refused packets does not become a flood of events."""
+    """Log at a limited rate, so that a flood of refused packets does not become a flood of events."""
     return e.limit(50, 100) + e.log(GROUP, prefix)
 
 
@@ -63,21 +63,21 @@ def table() -> list[Message]:
     port = e.meta(e.IIFNAME)
     chains = {
         "prerouting": [
-            port + e.payload(e.LINK, 6, 6, 4) + e.lookup("macs", inverted=True) + e.say(nft.GOTO, "spoofed"),
+            port + e.payload(e.LINK, 6, 6, 4) + e.lookup("macs", inverted=True) + e.end_with(nft.GOTO, "spoofed"),
             e.meta(e.PROTOCOL) + e.lookup("kinds", into=-1),
         ],
         "arp": _arp(),
         "ip": [
-            _of(1, 0, b"\x05") + e.say(nft.GOTO, "spoofed"),  # a redirect
-            _of(17, 0, b"\0\x43") + e.say(nft.GOTO, "spoofed"),  # an answer of DHCP
-            port + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("sources4") + e.say(nft.ACCEPT),
+            _of(1, 0, b"\x05") + e.end_with(nft.GOTO, "spoofed"),  # a redirect
+            _of(17, 0, b"\0\x43") + e.end_with(nft.GOTO, "spoofed"),  # an answer of DHCP
+            port + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("sources4") + e.end_with(nft.ACCEPT),
         ],
         "ip6": _ip6(),
-        # When a container ends, its kernel leaves its multicast groups after its addresses are gone. That is not an
+        # When a container ends, the kernel leaves its multicast groups after its addresses are gone. This is not an
         # attempt.
-        "spoofed": [_leaves_a_group() + e.say(nft.DROP), logged("spoofed"), e.say(nft.DROP)],
+        "spoofed": [_leaves_a_group() + e.end_with(nft.DROP), logged("spoofed"), e.end_with(nft.DROP)],
     }
-    chains["ip"].append(e.say(nft.GOTO, "spoofed"))
+    chains["ip"].append(e.end_with(nft.GOTO, "spoofed"))
     made += [nft.rule(family, NAME, name, each) for name, rules in chains.items() for each in rules]
     return made
 
@@ -90,7 +90,7 @@ def _leaves_a_group() -> bytes:
 
 
 def _of(protocol: int, offset: int, content: bytes) -> bytes:
-    """Match what a packet of a protocol has at a place of its header."""
+    """Match bytes at an offset of the header of a protocol."""
     kind = e.meta(e.L4PROTO) + e.compare(bytes((protocol,)))
     return kind + e.payload(e.TRANSPORT, offset, len(content)) + e.compare(content)
 
@@ -99,7 +99,7 @@ def _arp() -> list[bytes]:
     # only Ethernet and IPv4; the sender's MAC and address in the message must be those of the port
     form = e.payload(e.NETWORK, 0, 6) + e.compare(bytes.fromhex("000108000604"))
     sender = e.meta(e.IIFNAME) + e.payload(e.NETWORK, 8, 6, 4) + e.payload(e.NETWORK, 14, 4, 6)
-    return [form + sender + e.lookup("arps") + e.say(nft.ACCEPT), e.say(nft.GOTO, "spoofed")]
+    return [form + sender + e.lookup("arps") + e.end_with(nft.ACCEPT), e.end_with(nft.GOTO, "spoofed")]
 
 
 def _ip6() -> list[bytes]:
@@ -112,16 +112,16 @@ def _ip6() -> list[bytes]:
     foreign_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6", inverted=True)
     unspecified = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
     return [
-        # Reports of multicast groups. Nobody asks for them here, so the bridge would flood each to all its ports.
-        *(kind(number) + e.say(nft.DROP) for number in (131, 132, 143)),
-        # Who asks for members of groups decides where these go; advertisements and redirects are routers'; DHCP.
-        *(kind(number) + e.say(nft.GOTO, "spoofed") for number in (130, 134, 137)),
-        _of(17, 0, b"\x02\x23") + e.say(nft.GOTO, "spoofed"),
-        kind(136) + foreign_target + e.say(nft.GOTO, "spoofed"),
+        # Multicast reports. No querier is here, so the bridge would flood each to all its ports.
+        *(kind(number) + e.end_with(nft.DROP) for number in (131, 132, 143)),
+        # Multicast queries decide where groups are sent; only routers send advertisements and redirects; DHCP.
+        *(kind(number) + e.end_with(nft.GOTO, "spoofed") for number in (130, 134, 137)),
+        _of(17, 0, b"\x02\x23") + e.end_with(nft.GOTO, "spoofed"),
+        kind(136) + foreign_target + e.end_with(nft.GOTO, "spoofed"),
         # from the unspecified address: duplicate address detection
-        unspecified + kind(135) + own_target + e.say(nft.ACCEPT),
-        port + e.payload(e.NETWORK, 8, 16, 4) + e.lookup("sources6") + e.say(nft.ACCEPT),
-        e.say(nft.GOTO, "spoofed"),
+        unspecified + kind(135) + own_target + e.end_with(nft.ACCEPT),
+        port + e.payload(e.NETWORK, 8, 16, 4) + e.lookup("sources6") + e.end_with(nft.ACCEPT),
+        e.end_with(nft.GOTO, "spoofed"),
     ]
 
 

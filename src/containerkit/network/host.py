@@ -1,7 +1,7 @@
-"""The one setting of the host that an uplink changes: forwarding, for as long as an owner lives.
+"""The one setting of the host that an uplink changes while its owner lives: forwarding.
 
-A link and a route end with their owner, but a setting does not. So a guard, a shell that waits at a pipe, restores the
-settings when the last owner on the machine has ended. A record in /run lets ``containerkit gc`` restore them if the
+A link and a route end with their owner, but a setting does not. So a guard, a shell that reads a pipe, restores the
+settings when the last owner on the host has ended. A record in /run lets ``containerkit gc`` restore them if the
 guard was killed too.
 """
 
@@ -21,7 +21,7 @@ from containerkit.errors import SetupError, UnsupportedError
 from containerkit.network.forked import closed_in_children
 from containerkit.network.leases import DIRECTORY
 
-__all__ = ["PREFIX", "Forwarding", "outward_mtu", "put_back"]
+__all__ = ["PREFIX", "Forwarding", "outward_mtu", "restore"]
 
 PREFIX: Final = "ck"
 """The prefix of the host's interface names of all uplinks."""
@@ -41,7 +41,7 @@ while read -r path value; do
 done < "$2"
 rm -f "$2"
 """
-"""If another program has enabled forwarding for all interfaces meanwhile, it stays enabled."""
+"""If another program enabled forwarding for all interfaces in the meantime, it stays enabled."""
 
 
 class Forwarding:
@@ -98,11 +98,11 @@ class Forwarding:
                 start_new_session=True,
             )
         except OSError as error:
-            hint = "a shell puts the host's forwarding back; or switch it on yourself: sysctl net.ipv4.ip_forward=1"
+            hint = "it runs a shell to restore the host's forwarding later; or enable it: sysctl net.ipv4.ip_forward=1"
             raise UnsupportedError("execve", error.errno or 0, "/bin/sh", hint) from None
 
     def detach(self) -> int:
-        """Detach the guard. Return the descriptor that it waits at, or -1 without a guard."""
+        """Detach the guard. Return the descriptor of its pipe, or -1 without a guard."""
         guard, self._guard = self._guard, None
         if guard is None or guard.stdin is None:
             return -1
@@ -126,7 +126,7 @@ def _write(path: str, value: str) -> None:
         with open(path, "w", encoding="ascii") as file:
             file.write(value)
     except OSError as error:
-        hint = "the host has to forward: make /proc/sys writable, or set net.ipv4.ip_forward=1 outside"
+        hint = "the host must forward packets: make /proc/sys writable, or set net.ipv4.ip_forward=1 on the host"
         raise SetupError("write", error.errno or 0, path, hint) from None
 
 
@@ -139,7 +139,7 @@ def _routed(path: str, column: int) -> list[str]:
 def outward_mtu() -> int:
     """Return the MTU of the interface of the host's default route in bytes, at most 1500 and at least 1280.
 
-    A larger one would make the host refuse what containers send, with messages that many networks drop. Without a
+    With a larger one the host would refuse packets of containers by ICMP messages, which many networks drop. Without a
     default route it is 1500.
     """
     net = "/proc/thread-self/net"
@@ -151,7 +151,7 @@ def outward_mtu() -> int:
     mtus = [_USUAL_MTU]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for name in found - {"lo"}:
-            with contextlib.suppress(OSError):  # it has gone meanwhile
+            with contextlib.suppress(OSError):  # it was removed in the meantime
                 answer = fcntl.ioctl(asking, _MTU_OF, name.encode().ljust(2 * _NAME_LENGTH, b"\0"))
                 mtus.append(struct.unpack_from("=i", answer, _NAME_LENGTH)[0])
     return max(_LEAST_MTU, min(mtus))
@@ -179,7 +179,7 @@ def _wanted6(uplink: str) -> list[tuple[str, str, str]]:
     return [(f"{_V6}/conf/all/forwarding", "0", "all")]
 
 
-def put_back() -> list[str]:
+def restore() -> list[str]:
     """Restore what dead owners with dead guards have changed. Return descriptions of it."""
     if not os.path.exists(_RECORD) or glob.glob(f"/sys/class/net/{PREFIX}*"):
         return []

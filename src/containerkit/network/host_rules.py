@@ -45,11 +45,11 @@ class HostRules:
     Args:
         nft_socket: a socket in the host's network namespace. It owns the table, which is deleted with it.
         uplink: the interface of the router's uplink on the host.
-        forwards_only_ours: interfaces of the host that forwarded nothing before: what comes by them is forwarded to
-            routers of this library's alone, so that the host does not begin to route for its neighbours.
+        forwards_only_ours: interfaces of the host that did not forward before. Their packets are forwarded only to
+            routers of this library, so that the host does not begin to route for its neighbours.
 
     Raises:
-        UnsupportedError: the kernel lacks what the rules need.
+        UnsupportedError: the kernel does not support the rules.
         SetupError: the kernel refused them.
     """
 
@@ -86,7 +86,7 @@ class HostRules:
         Raises:
             SetupError: ``EEXIST`` if it is already published.
 
-        Side effects: a client that sent datagrams to the port before is redirected from its next one on.
+        Side effects: earlier clients of the port are redirected from their next datagram on.
         """
         self._socket.batch(self._published(host, port, protocol, (address, container_port), count))
         if protocol == "udp":
@@ -99,7 +99,7 @@ class HostRules:
     def unpublish(
         self, host: str, port: int, protocol: str, address: str, container_port: int, *, count: int = 1
     ) -> None:
-        """Undo :meth:`publish`. Datagrams of known clients are no longer redirected either."""
+        """Undo :meth:`publish`. Datagrams of earlier clients are no longer redirected either."""
         self._socket.batch(self._published(host, port, protocol, (address, container_port), count, delete=True))
         if protocol == "udp":
             self._connections.forget_redirected(address, range(container_port, container_port + count), protocol)
@@ -110,7 +110,7 @@ class HostRules:
         version, where = packed(host)
         found, address = packed(target[0])
         if found != version:
-            raise ValueError(f"publish: {host} and {target[0]} are of two versions")
+            raise ValueError(f"publish: {host} and {target[0]} have different IP versions")
         made = [
             Element(
                 nft.key(where, bytes((_PROTOCOLS[protocol],)), struct.pack(">H", port + i)),
@@ -138,7 +138,7 @@ class HostRules:
         """Let containers reach only those addresses of the host that their egress rules name individually.
 
         Args:
-            addresses: of the container.
+            addresses: the addresses of the container.
             egress: the rules, or None for no address of the host.
         """
         with self._lock:
@@ -157,7 +157,7 @@ class HostRules:
 
     @property
     def log(self) -> socket.socket:
-        """The socket that receives what this table refused. This object keeps owning it."""
+        """The socket that receives the packets that this table refused. This object still owns it."""
         return self._log
 
     def close(self) -> None:
@@ -200,24 +200,27 @@ def _table(name: str, uplink: str, group: int, forwards_only_ours: Sequence[str]
 def _forward(uplink: str, forwards_only_ours: Sequence[str]) -> list[bytes]:
     to, come = _named(e.OIFNAME, uplink), _named(e.IIFNAME, uplink)
     rules = [
-        to + e.conntrack(e.ESTABLISHED | e.RELATED) + e.say(nft.ACCEPT),
-        to + e.conntrack(e.STATUS_DNAT, 2) + e.say(nft.ACCEPT),
-        to + e.say(nft.DROP),  # a neighbour that routes via this host can't reach containers
-        come + e.say(nft.ACCEPT),
+        to + e.conntrack(e.ESTABLISHED | e.RELATED) + e.end_with(nft.ACCEPT),
+        to + e.conntrack(e.STATUS_DNAT, 2) + e.end_with(nft.ACCEPT),
+        to + e.end_with(nft.DROP),  # a neighbour that routes via this host can't reach containers
+        come + e.end_with(nft.ACCEPT),
     ]
     others = e.meta(e.OIFNAME) + e.compare(_OURS, operator=e.UNEQUAL)
     fresh = e.conntrack(e.NEW) + e.conntrack(e.STATUS_DNAT, 2, absent=True)
-    return rules + [_named(e.IIFNAME, each) + others + fresh + e.say(nft.DROP) for each in forwards_only_ours]
+    return rules + [_named(e.IIFNAME, each) + others + fresh + e.end_with(nft.DROP) for each in forwards_only_ours]
 
 
 def _input(uplink: str, group: int) -> list[bytes]:
     come, icmp = _named(e.IIFNAME, uplink), e.meta(e.L4PROTO) + e.compare(bytes((58,)))
     return [
-        _named(e.IIFNAME, uplink, e.UNEQUAL) + e.say(nft.ACCEPT),
-        e.conntrack(e.ESTABLISHED | e.RELATED) + e.say(nft.ACCEPT),
-        # Who has which address of the link: without it nothing of IPv6 comes to the router.
-        *(icmp + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.say(nft.ACCEPT) for kind in (135, 136)),
-        *(come + only(v) + asked_rule(v, "exact") + e.say(nft.ACCEPT) for v in (4, 6)),
+        _named(e.IIFNAME, uplink, e.UNEQUAL) + e.end_with(nft.ACCEPT),
+        e.conntrack(e.ESTABLISHED | e.RELATED) + e.end_with(nft.ACCEPT),
+        # Neighbour discovery: without it no IPv6 packet reaches the router.
+        *(
+            icmp + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.end_with(nft.ACCEPT)
+            for kind in (135, 136)
+        ),
+        *(come + only(v) + asked_rule(v, "exact") + e.end_with(nft.ACCEPT) for v in (4, 6)),
         e.limit(50, 100) + e.log(group, "host"),
         e.reject(),
     ]
@@ -240,7 +243,7 @@ def _publishing() -> list[bytes]:
 
 
 def _masquerading(uplink: str) -> list[bytes]:
-    """Packets that leave the router's networks get the host's address, also if a published port leads back to them."""
+    """Give packets that leave the router's networks the host's address, even if a published port leads back to them."""
     rules = []
     for v in (4, 6):
         ours = only(v) + _field(v, _SOURCE) + e.lookup(f"subnets{v}")

@@ -61,7 +61,7 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
         network: the network to keep.
         listening: the listening socket.
         ready: a descriptor to which the result of the opening is written.
-        life: a socket. When its other side is closed the network ends, too.
+        life: a socket. When its other side is closed, the network ends too.
     """
     try:
         live = network.open()
@@ -77,11 +77,13 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
         if life in found or ending.is_set():
             break
         connection, _ = listening.accept()
-        threading.Thread(target=_attend, args=(connection, live, ending, listening), daemon=True).start()
+        threading.Thread(target=_handle_connection, args=(connection, live, ending, listening), daemon=True).start()
     live.close()
 
 
-def _attend(connection: socket.socket, live: LiveNetwork, ending: threading.Event, listening: socket.socket) -> None:
+def _handle_connection(
+    connection: socket.socket, live: LiveNetwork, ending: threading.Event, listening: socket.socket
+) -> None:
     with connection, contextlib.suppress(OSError, ValueError):
         request, lent = receive(connection)
         try:
@@ -117,7 +119,7 @@ def _resolved(live: LiveNetwork, question: bytes, request: dict[str, Any]) -> by
     resolver, source = live.router.attendant.resolver, str(request["source"])
     if not request["outward"]:
         return resolver.known(question, source)
-    reply, asked = resolver.at_once(question, source)
+    reply, asked = resolver.answer_locally(question, source)
     return reply if asked is None else resolver.forward(asked, source)
 
 
@@ -135,7 +137,7 @@ def _rules(request: dict[str, Any]) -> tuple[Egress | None, DNS | None]:
 
 
 def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwork) -> None:
-    """Make the network of a container, and hold its resources as long as the connection lasts."""
+    """Make the network of a container, and keep its resources until the connection ends."""
     connector = Connector(
         ((live, _how(live, request)),),
         tuple(request["names"]),
@@ -154,7 +156,7 @@ def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwo
 
 
 def _join(connection: socket.socket, request: dict[str, Any], live: LiveNetwork, namespace: int) -> None:
-    """Make one more interface of a container, and hold it for as long as the connection lasts."""
+    """Make another interface of a container, and keep it until the connection ends."""
     egress, dns = _rules(request)
     who = later.Who(object(), dns, egress)
     names, position, out = tuple(request["names"]), int(request["position"]), bool(request["leads_out"])
@@ -167,13 +169,13 @@ def _join(connection: socket.socket, request: dict[str, Any], live: LiveNetwork,
         stack.callback(made.close)
         for port in request["ports"]:
             stack.callback(live.router.attendant.publish(Port(**port), made.claim.addresses).close)
-        told = {"addresses": list(made.claim.addresses), "leads_out": made.claim.wire.leads_out}
-        send(connection, told)
+        answer = {"addresses": list(made.claim.addresses), "leads_out": made.claim.wire.has_default_route}
+        send(connection, answer)
         _hold(connection, made)
 
 
 def _hold(connection: socket.socket, made: Connection | later.Later) -> None:
-    """Do what a container's owner asks for, until the connection ends."""
+    """Handle the requests of a container's owner until the connection ends."""
     while True:
         more, _ = receive(connection)
         if "peers" in more and isinstance(made, Connection):
@@ -183,12 +185,12 @@ def _hold(connection: socket.socket, made: Connection | later.Later) -> None:
         send(connection, {})
 
 
-def _rule(told: dict[str, Any]) -> EgressRule:
-    return EgressRule(told["what"], tuple((first, last) for first, last in told["ports"]), told["protocol"])
+def _rule(fields: dict[str, Any]) -> EgressRule:
+    return EgressRule(fields["what"], tuple((first, last) for first, last in fields["ports"]), fields["protocol"])
 
 
 _children: Final[list[subprocess.Popen[bytes]]] = []
-"""Keepers that this process has started: it reaps them if it is still there at their end."""
+"""The keepers that this process started. It reaps them if it lives longer."""
 
 
 def _reap() -> None:
@@ -199,7 +201,7 @@ def create(network: Network) -> int:
     """Start the keeper of a network, and return its pid once the network is open.
 
     Raises:
-        StateError: a network of that name is already kept.
+        StateError: a network of that name already exists.
         SpecError, SetupError: the network can't be opened.
 
     Side effects: a process, until the network is removed.
@@ -224,8 +226,8 @@ def create(network: Network) -> int:
         )
         os.close(write)
         write = -1
-        told = os.read(read, _LARGEST)
-        answer = json.loads(told) if told else {"kind": "StateError", "text": "the keeper has ended"}
+        raw = os.read(read, _LARGEST)
+        answer = json.loads(raw) if raw else {"kind": "StateError", "text": "the keeper has ended"}
         if answer:
             keeper.wait(_START_S)
             os.unlink(path)
@@ -241,7 +243,7 @@ def create(network: Network) -> int:
 
 
 def _holder_of_others() -> list[int]:
-    """Return the user namespace of the networks that this user has: a container can be on all that share one."""
+    """Return the user namespace of this user's other networks. A container can be on all networks that share one."""
     for name, _ in known() if os.geteuid() != 0 else ():
         with contextlib.suppress(StateError, SpecError, SetupError):
             _, fds, connection = Kept(name).ask({"verb": "inspect"})
@@ -253,13 +255,13 @@ def _holder_of_others() -> list[int]:
 
 
 def _bind(listening: socket.socket, path: str, name: str) -> None:
-    """Take the name. Remove what a dead keeper has left in its place."""
+    """Bind the socket of the name. Remove the socket of a dead keeper."""
     for _ in range(2):
         try:
             listening.bind(path)
         except OSError as error:
             if name in [each for each, _ in known()]:
-                raise StateError(f"network {name}: it is already kept; see 'containerkit network ls'") from None
+                raise StateError(f"network {name}: it already exists; see 'containerkit network ls'") from None
             if not os.path.lexists(path):
                 raise SetupError("bind", error.errno or 0, path, "") from None
             os.unlink(path)
@@ -271,7 +273,7 @@ def _bind(listening: socket.socket, path: str, name: str) -> None:
 
 
 def known() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name of each kept network and its keeper's description."""
+    """Yield the name of each network that has a keeper, and the keeper's description."""
     if not os.path.isdir(directory()):
         return
     for name in sorted(os.listdir(directory())):
@@ -283,7 +285,7 @@ def remove(name: str, *, force: bool) -> None:
     """Stop a keeper, and with it its network.
 
     Raises:
-        StateError: it is not kept, or containers are on it and ``force`` is false.
+        StateError: it does not exist, or containers are on it and ``force`` is false.
     """
     _, _, connection = Kept(name).ask({"verb": "remove", "force": force})
     with contextlib.suppress(FileNotFoundError):

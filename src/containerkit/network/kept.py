@@ -1,4 +1,4 @@
-"""A network that another process keeps, as the processes see it whose containers are on it; see :mod:`.keeper`."""
+"""The client of :mod:`.keeper`: networks of another process, for processes whose containers are on them."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def directory() -> str:
         return f"{DIRECTORY}/kept"
     base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
     if not os.path.isdir(base):
-        hint = "networks that are kept need a directory of the user's own: set XDG_RUNTIME_DIR"
+        hint = "named networks need a runtime directory of the user: set XDG_RUNTIME_DIR"
         raise SetupError("open", 2, base, hint)
     return f"{base}/containerkit/networks"
 
 
 def path_of(name: str) -> str:
-    """Return where the keeper of a network answers.
+    """Return the path of the socket of a network's keeper.
 
     Raises:
-        SpecError: the name is none, or too long.
+        SpecError: the name is invalid or too long.
     """
-    Network(name)  # refuses what is not a name
+    Network(name)  # refuses an invalid name
     path = f"{directory()}/{name}"
     if len(os.fsencode(path)) > _PATH:
         raise SpecError(f"network: the name {name!r:.100} is too long for a socket in {directory()}")
@@ -57,11 +57,11 @@ def path_of(name: str) -> str:
 
 @attrs.frozen
 class Kept:
-    """A network that a keeper keeps, by its name. It can be passed to a container as a network.
+    """A network that has a keeper, by its name. It can be passed to a container as a network.
 
     Attributes:
         name: the name of the network.
-        at: the path of the keeper's socket, where it is not that of a shared network; at most 100 bytes.
+        at: the path of the keeper's socket, if it is not that of a shared network; at most 100 bytes.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Kept:
                 made in the keeper's user namespace.
 
         Raises:
-            StateError: no network of that name is kept.
+            StateError: no network of that name exists.
         """
         answer, fds, connection = self.ask({"verb": "inspect"})
         connection.close()
@@ -88,10 +88,10 @@ class Kept:
     def ask(
         self, request: dict[str, Any], lent: tuple[int, ...] = ()
     ) -> tuple[dict[str, Any], list[int], socket.socket]:
-        """Ask the keeper, which is lent some descriptors; returns answer, descriptors that came, and connection.
+        """Send a request with descriptors to the keeper. Return the answer, its descriptors, and the connection.
 
         Raises:
-            StateError: no network of that name is kept, or the keeper refused the request.
+            StateError: no network of that name exists, or the keeper refused the request.
             SpecError, SetupError: the keeper refused the request.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -103,7 +103,7 @@ class Kept:
         except (ConnectionError, FileNotFoundError):
             connection.close()
             hint = f"create it first: containerkit network create {self.name}"
-            raise StateError(f"network {self.name}: nobody keeps one of that name; {hint}") from None
+            raise StateError(f"network {self.name}: it does not exist; {hint}") from None
         except BaseException:
             connection.close()
             raise
@@ -121,7 +121,7 @@ def _close(fds: list[int]) -> None:
 def _check_peer(connection: socket.socket, name: str) -> None:
     _, uid, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid not in (os.geteuid(), 0):
-        raise StateError(f"network {name}: its keeper is another user's (uid {uid})")
+        raise StateError(f"network {name}: it belongs to another user (uid {uid})")
 
 
 def send(connection: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
@@ -135,7 +135,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Receive one message, and the descriptors that came with it.
 
     Raises:
-        ConnectionResetError: there is none any more.
+        ConnectionResetError: the connection has ended.
     """
     head, fds, _, _ = socket.recv_fds(connection, 4, 4)
     if len(head) < 4:
@@ -153,11 +153,11 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return answer, [_native.high(fd) for fd in fds]
 
 
-def error_of(told: dict[str, Any]) -> Exception:
-    """Return the error that a keeper tells of."""
-    if told["kind"] == "SetupError":
-        return SetupError(*told["arguments"])
-    return (SpecError if told["kind"] == "SpecError" else StateError)(told["text"])
+def error_of(answer: dict[str, Any]) -> Exception:
+    """Return the error in a keeper's answer."""
+    if answer["kind"] == "SetupError":
+        return SetupError(*answer["arguments"])
+    return (SpecError if answer["kind"] == "SpecError" else StateError)(answer["text"])
 
 
 # --- The container's side
@@ -186,7 +186,7 @@ class Remote:
             "egress": None if connector.egress is None else [attrs.asdict(rule) for rule in connector.egress.rules],
             "dns": None if connector.dns is None else attrs.asdict(connector.dns),
             "sysctls": connector.sysctls,
-            "leads_out": connector.leads_out,
+            "leads_out": connector.has_default_route,
         }
         return cls(attach.network, wish)
 
@@ -196,15 +196,15 @@ class Remote:
         Raises:
             StateError, SpecError, SetupError: the keeper refused the request.
         """
-        told, fds, connection = self.kept.ask(self.wish)
-        return _Remote.connected(fds[0], connection, told)
+        answer, fds, connection = self.kept.ask(self.wish)
+        return _Remote.connected(fds[0], connection, answer)
 
     def join(self, namespace: int, position: int) -> Joined:
-        """Have one more interface made in a network namespace that is there.
+        """Request another interface in an existing network namespace.
 
         Args:
             namespace: its descriptor.
-            position: which of the container's interfaces it is.
+            position: the position of this interface among the container's.
 
         Raises:
             StateError, SpecError, SetupError: the keeper refused the request.
@@ -217,15 +217,15 @@ class Remote:
 
 @attrs.frozen(eq=False)
 class Joined:
-    """What a container has of a keeper's network beside another one; it lasts as long as the connection.
+    """The interface of a container on a keeper's network, in addition to other networks. It ends with the connection.
 
     Calling it asks the keeper's resolver: it is a :data:`containerkit.network.resolver.Peer`.
 
     Attributes:
         name: the network.
-        connection: to the keeper.
-        addresses: of the container there.
-        outward: whether it is the container's way out, so that all names are asked for there.
+        connection: the connection to the keeper.
+        addresses: the addresses of the container on it.
+        outward: whether it has the container's default route, so that its resolver gets all questions.
     """
 
     name: str
@@ -234,28 +234,28 @@ class Joined:
     outward: bool = attrs.field(kw_only=True)
 
     def named(self, name: str) -> None:
-        """Add a name by which others find it."""
+        """Add a name by which other containers find it."""
         send(self.connection, {"name": name})
         receive(self.connection)
 
     def close(self) -> None:
-        """Give back what it has there; harmless when repeated."""
+        """Release the interface. May be called twice."""
         self.connection.close()
 
     @property
     def peer(self) -> Peer:
-        """What asks its resolver."""
+        """The object that asks its resolver."""
         return Peer(self.name, self.addresses[0], self.outward)
 
 
 @attrs.frozen(eq=False)
 class Peer:
-    """Asks the resolver of a network that a keeper has, as a container on it.
+    """Asks the resolver of a keeper's network, for a container on it.
 
     Attributes:
         name: the network.
-        source: an address of the container there.
-        outward: whether names of the outside are asked for there.
+        source: an address of the container on it.
+        outward: whether its resolver also gets questions about outside names.
     """
 
     name: str
@@ -263,7 +263,7 @@ class Peer:
     outward: bool
 
     def __call__(self, asked: Question) -> bytes | None:
-        """Return the keeper's answer, or None where it has none."""
+        """Return the keeper's answer, or None if it does not know the name."""
         request = {"verb": "ask", "question": dns.ask(asked, asked.number).hex(), "source": self.source}
         try:
             answer, fds, connection = Kept(self.name).ask({**request, "outward": self.outward})
@@ -277,32 +277,32 @@ class Peer:
 @attrs.define(kw_only=True, eq=False, repr=False, weakref_slot=False)
 class _Remote(Endpoint):
     connection: socket.socket
-    told: dict[str, Any]
+    answer: dict[str, Any]
 
     @classmethod
-    def connected(cls, fd: int, connection: socket.socket, told: dict[str, Any]) -> _Remote:
+    def connected(cls, fd: int, connection: socket.socket, answer: dict[str, Any]) -> _Remote:
         """Take ownership of a descriptor, and of the connection on which the container's resources depend.
 
         Args:
-            fd: of the network namespace.
-            connection: to the keeper.
-            told: what the container has of the network: ``addresses``, and ``ports`` that are published.
+            fd: the descriptor of the network namespace.
+            connection: the connection to the keeper.
+            answer: the keeper's answer, with ``addresses`` and published ``ports`` of the container.
         """
         status = os.fstat(fd)
         made = cls(
-            kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, connection=connection, told=told
+            kind=Kind.NETWORK, device=status.st_dev, inode=status.st_ino, fd=fd, connection=connection, answer=answer
         )
         made.also(connection.close)
         return made
 
     def named(self, name: str) -> None:
-        """Add a name by which others find it."""
+        """Add a name by which other containers find it."""
         send(self.connection, {"name": name})
         receive(self.connection)
         for each in self._beside:
             each.named(name)
 
     def ask(self, peers: tuple[Peer, ...]) -> None:
-        """Let what its own network does not know be asked of these."""
+        """Use these resolvers for names that its own network does not know."""
         send(self.connection, {"peers": [attrs.asdict(each) for each in peers]})
         receive(self.connection)

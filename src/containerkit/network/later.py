@@ -1,4 +1,4 @@
-"""Networks that containers join and leave while they run, and network namespaces that are there already."""
+"""Attach running containers and existing network namespaces to networks, and detach them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def published_of(container: Container) -> list[Published]:
 
 
 class Later:
-    """One more interface of a network namespace that is there; closed when its container ends."""
+    """Another interface of an existing network namespace. It is closed when its container ends."""
 
     def __init__(self, claim: Claim, ending: ExitStack, namespace: Any, who: Who) -> None:
         self.claim = claim
@@ -50,7 +50,7 @@ class Later:
         return number
 
     def named(self, name: str) -> None:
-        """Add a name by which others find it, if it is valid as a hostname."""
+        """Add a name by which other containers find it, if it is a valid host name."""
         known = as_names(name)
         self.claim = self.claim._replace(names=tuple(dict.fromkeys((*known, *self.claim.names))))
         self.claim.live.renamed(self.claim)
@@ -60,13 +60,13 @@ class Later:
         attendant.set_policy(self.who.token, self.who.dns, self.who.egress)
 
     def close(self) -> None:
-        """Release what the network holds for it. May be called twice."""
+        """Release its resources on the network. May be called twice."""
         self._ending.close()
         self._namespace.close()
 
 
 class Who(NamedTuple):
-    """What the attendant knows a container by, whom it may ask, and for what."""
+    """The identity of a container for the attendant, and its policy for names."""
 
     token: object
     dns: DNS | None
@@ -74,30 +74,30 @@ class Who(NamedTuple):
 
 
 def join(attach: Attach, namespace: Namespace, who: Who, names: tuple[str, ...], *, position: int, out: bool) -> Later:
-    """Attach a network namespace that is there to an open network, with one more interface.
+    """Attach an existing network namespace to an open network with another interface.
 
     Args:
-        attach: how.
-        namespace: a handle, which becomes part of what is returned.
-        who: whose it is.
-        names: by which others find it, beside the aliases.
-        position: which of its interfaces it is.
-        out: whether all that is not on its networks goes this way.
+        attach: its aliases, addresses and so on.
+        namespace: a handle, which the returned object then owns.
+        who: the container.
+        names: its names on the network, in addition to the aliases.
+        position: the position of this interface among the container's.
+        out: whether it has the default route.
 
     Raises:
-        StateError, SpecError, SetupError: it can't be; nothing is left behind, and the handle is closed.
+        StateError, SpecError, SetupError: it failed. Nothing is left behind, and the handle is closed.
     """
     live: LiveNetwork = attach.network
     router = live.router
     with ExitStack() as undo:
         undo.callback(namespace.close)
-        claim = live.claim(attach, position, names, leads_out=out)
+        claim = live.claim(attach, position, names, has_default_route=out)
         undo.callback(live.release, claim)
         router.rules.add_endpoint(claim.wire.port, claim.wire.mac, claim.addresses)
         undo.callback(router.while_open, router.rules.remove_endpoint, claim.wire.port)
         restrict(router, claim.addresses, who.egress, undo)
         endpoint.join(router, claim.wire, namespace.fileno())
-        undo.callback(router.while_open, endpoint.part, router, claim.wire.port)
+        undo.callback(router.while_open, endpoint.remove_port, router, claim.wire.port)
         undo.callback(router.while_open, router.attendant.remove_container, who.token, live.bridge)
         router.attendant.add_container(who.token, live.bridge, claim.addresses, claim.names)
         router.attendant.set_policy(who.token, who.dns, who.egress)
@@ -108,16 +108,16 @@ def attach_running(live: LiveNetwork, container: Container, how: Attach | None) 
     """Attach a running container; see :meth:`LiveNetwork.attach`."""
     attach = Attach(live) if how is None else how
     if attach.network is not live:
-        raise SpecError(f"attach: {attach.network!r} is another network than {live!r}")
+        raise SpecError(f"attach: {attach.network!r} is a different network than {live!r}")
     present = claims_of(container)
     if any(claim.live is live for claim in present):
         raise StateError(f"{container!r} is on {live!r} already")
     if container.spec.namespaces.network == "host":
-        raise SpecError(f"{container!r} has the host's network; start it with a network of its own")
+        raise SpecError(f"{container!r} shares the host's network; start it with its own network namespace")
     names = tuple(dict.fromkeys((container.id.lower(), *as_names(container.spec.hostname))))
     taken = {claim.wire.number for claim in present}
     position = next(number for number in range(1024) if number + 2 not in taken)
-    out = not any(claim.wire.leads_out for claim in present)
+    out = not any(claim.wire.has_default_route for claim in present)
     later = join(attach, container.namespace("network"), _policy(container), names, position=position, out=out)
     try:
         container.keep_until_stopped(later.claim.wire.port, later)
@@ -129,7 +129,7 @@ def attach_running(live: LiveNetwork, container: Container, how: Attach | None) 
 
 
 def _policy(container: Container) -> Who:
-    """Return what holds for a container on all its networks."""
+    """Return the policy of a container, which applies to all its networks."""
     first = container.joined().get("network")
     if isinstance(first, Connection):
         return Who(first.token, first.dns, first.egress)
@@ -148,7 +148,7 @@ def detach_running(live: LiveNetwork, container: Container) -> None:
     if isinstance(first, Connection):
         for claim in first.claims:
             if claim.live is live:
-                endpoint.part(live.router, claim.wire.port)
+                endpoint.remove_port(live.router, claim.wire.port)
                 live.router.attendant.remove_container(first.token, live.bridge)
                 live.router.rules.remove_endpoint(claim.wire.port)
                 first.claims.remove(claim)

@@ -1,4 +1,4 @@
-"""Leases of subnets, so that networks of different owners and of the machine do not overlap.
+"""Leases of subnets, so that networks of different owners and of the host do not overlap.
 
 A lease is a lock on a file in /run/containerkit/networks. The kernel drops it when the owner ends, even if it is
 killed. The file is named after the subnet, so that other owners see which subnets are taken. Networks of an
@@ -74,7 +74,7 @@ _lock = threading.Lock()
 
 
 def routes() -> list[Subnet]:
-    """Return the subnets that this process's network namespace has routes to, in any table; not the default ones.
+    """Return the subnets to which this network namespace has routes, in any table, except the default routes.
 
     Raises:
         SetupError: the kernel refused the request.
@@ -108,15 +108,15 @@ def lease(wanted: str, *, shared: bool) -> Lease:
 
     Args:
         wanted: ``"auto4"``, ``"auto6"``, or a subnet.
-        shared: the subnet is to be routed by the host, where other owners are: what one of them has is refused.
+        shared: whether the host routes the subnet. Then subnets of other owners are refused.
 
     Raises:
         StateError: it overlaps a network of this machine.
         SpecError: it overlaps a route of the host.
-        UnsupportedError: none is left.
+        UnsupportedError: all subnets are in use.
         SetupError: the lock files can't be made.
 
-    Side effects: a file in :data:`DIRECTORY`, or below $XDG_RUNTIME_DIR where there is one.
+    Side effects: a file in :data:`DIRECTORY`, or for an unprivileged user below $XDG_RUNTIME_DIR, if that is set.
     """
     taken = routes()
     place = DIRECTORY if shared else _of_user()
@@ -126,7 +126,7 @@ def lease(wanted: str, *, shared: bool) -> Lease:
             subnet = ip_network(wanted)
             if met := _meeting(subnet, others if shared else list(_ours)):
                 raise StateError(
-                    f"subnet {subnet}: the network {met} of this machine has it; choose another, or 'auto4'"
+                    f"subnet {subnet}: it overlaps the network {met} on this host; choose another, or 'auto4'"
                 )
             if met := _meeting(subnet, taken):
                 raise SpecError(f"subnet {subnet}: the host has a route to {met}; choose another, or 'auto4'")
@@ -135,7 +135,7 @@ def lease(wanted: str, *, shared: bool) -> Lease:
             if not _meeting(subnet, others) and not _meeting(subnet, taken):
                 return _hold(subnet, place)
     raise UnsupportedError(
-        "lease", 28, f"subnet {wanted}", "all are in use: choose one yourself, subnets=('10.9.0.0/24',)"
+        "lease", 28, f"subnet {wanted}", "all are in use: pass one, such as subnets=('10.9.0.0/24',)"
     )
 
 
@@ -164,7 +164,7 @@ def _overlap(one: Subnet, other: Subnet) -> bool:
 
 
 def _of_user() -> str | None:
-    """Return where the leases of an unprivileged user are; None without a directory for what is running."""
+    """Return the directory of an unprivileged user's leases; None without a runtime directory."""
     base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
     return f"{base}/containerkit/leases" if os.access(base, os.W_OK) else None
 
@@ -192,7 +192,7 @@ def _hold(subnet: Subnet, place: str | None) -> Lease:
 
 @contextlib.contextmanager
 def _gate(place: str | None) -> Iterator[Callable[[], list[Subnet]]]:
-    """Let one owner at a time choose a subnet. Yield a function that returns the leased subnets. Remove stale files."""
+    """Let one owner at a time choose a subnet. Yield a function that returns the leases and removes stale files."""
     if place is None:
         yield list
         return
@@ -206,7 +206,7 @@ def _gate(place: str | None) -> Iterator[Callable[[], list[Subnet]]]:
 
 
 def _leased(place: str) -> tuple[list[Subnet], list[str]]:
-    """Return the leased subnets, and remove stale files. The gate must be held."""
+    """Return the leased subnets, and the stale files. The caller must hold the lock of :func:`_gate`."""
     held: list[Subnet] = []
     removed: list[str] = []
     for name in sorted(os.listdir(place)):

@@ -1,6 +1,6 @@
 """Operations of rtnetlink: links, addresses, routes and neighbours, one message each.
 
-Pure: each returns an operation of a plan, for a netlink socket in the namespace that it is about.
+Pure functions: each returns an operation of a plan, for a netlink socket in the namespace concerned.
 Source: rtnetlink(7), the kernel's include/uapi/linux/if_link.h, rtnetlink.h, if_addr.h, neighbour.h, veth.h.
 """
 
@@ -151,7 +151,7 @@ def set_up(socket: Slot, name: str, index: int = 0) -> Operation:
 
 
 def isolate(socket: Slot, index: int, name: str) -> Operation:
-    """Let a port of a bridge reach only those that are not isolated. Source: bridge(8), "isolated"."""
+    """Make a port of a bridge reach only ports that are not isolated. Source: bridge(8), "isolated"."""
     data = attribute(_INFO_SLAVE_DATA | _NESTED, attribute(_PORT_ISOLATED, b"\1"))
     info = attribute(_INFO | _NESTED, _text(_INFO_SLAVE_KIND, "bridge") + data)
     return calls.netlink(socket, message(_NEWLINK, 0, _header(index), info), f"RTM_NEWLINK {name} isolated")
@@ -201,7 +201,7 @@ def default_route(socket: Slot, index: int, via: str, name: str) -> Operation:
 
 
 def gone_route(socket: Slot, index: int, subnet: str, name: str, *, tolerate: tuple[int, ...] = ()) -> Operation:
-    """Remove such a route."""
+    """Remove a route that :func:`route` added."""
     return _route(socket, _DELROUTE, 0, (index, subnet, name, None, None))._replace(tolerate=tolerate)
 
 

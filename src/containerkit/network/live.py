@@ -59,7 +59,7 @@ class LiveNetwork:
         network: the description.
         subnets: its subnets, IPv4 first.
         gateways: the addresses of its bridge, which also answer DNS questions.
-        mtu: of its interfaces, in bytes.
+        mtu: the MTU of its interfaces, in bytes.
     """
 
     containerkit_network = True
@@ -71,7 +71,7 @@ class LiveNetwork:
         self.gateways: tuple[str, ...] = ()
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._closed = True  # until it is open: one that could not be opened has given back all that it had
+        self._closed = True  # until it is open
         self._used: set[int] = set()
         self._next = 0
         self._claims: dict[str, Claim] = {}
@@ -90,7 +90,9 @@ class LiveNetwork:
                 undo.callback(self._leases[-1].release)
             networks = [each.subnet for each in self._leases]
             if not networks:
-                raise UnsupportedError("open", 97, f"network {network.name}", "this kernel has no IPv6: add 'auto4'")
+                raise UnsupportedError(
+                    "open", 97, f"network {network.name}", "this kernel has no IPv6: pass subnets=('auto4',)"
+                )
             self.subnets = tuple(map(str, networks))
             self.gateways = tuple(str(each.network_address + 1) for each in networks)
             self._make(undo)
@@ -130,19 +132,19 @@ class LiveNetwork:
 
     # --- Addresses
 
-    def claim(self, attach: Attach, position: int, names: tuple[str, ...], *, leads_out: bool) -> Claim:
+    def claim(self, attach: Attach, position: int, names: tuple[str, ...], *, has_default_route: bool) -> Claim:
         """Claim addresses and a port for a container, until :meth:`release`.
 
         Args:
             attach: how it is attached.
             position: the position of this interface, from 0.
             names: its names, in addition to the aliases.
-            leads_out: whether its default routes lead to this network.
+            has_default_route: whether its default routes lead to this network.
 
         Raises:
             StateError: the network was closed, or a fixed address is in use.
             SpecError: a fixed address is not in the network's subnets.
-            SetupError: no port or no address is left; a packet filter of the host's drops what is forwarded by now.
+            SetupError: no port or no address is left, or a packet filter of the host now drops forwarded packets.
         """
         with self._lock:
             self._check_open()
@@ -167,7 +169,7 @@ class LiveNetwork:
                 addresses=addresses,
                 gateways=self.gateways,
                 gateway_mac=self.mac,
-                leads_out=leads_out and not self.network.internal,
+                has_default_route=has_default_route and not self.network.internal,
                 mtu=self.mtu,
                 isolated=self.network.isolated,
                 down=attach.rate.down,
@@ -186,7 +188,7 @@ class LiveNetwork:
             subnet = next((each for each in self.subnets if ip_network(each).version == version), None)
             network = None if subnet is None else ip_network(subnet)
             if network is None or ip_address(text) not in network:
-                raise SpecError(f"address {text}: network {self.network.name} has {', '.join(self.subnets)}")
+                raise SpecError(f"address {text}: it is not in network {self.network.name} ({', '.join(self.subnets)})")
             offset = int(ip_address(text)) - int(network.network_address)
             if offset < 2 or (version == 4 and offset >= network.num_addresses - 1):
                 raise SpecError(f"address {text}: it is the gateway's; choose another one in {subnet}")
@@ -220,7 +222,7 @@ class LiveNetwork:
         return found
 
     def renamed(self, claim: Claim) -> None:
-        """Tell of a container by the names that it has by now."""
+        """Register the present names of a container."""
         with self._lock:
             if claim.wire.port in self._claims:
                 self._claims[claim.wire.port] = claim
@@ -239,7 +241,7 @@ class LiveNetwork:
         """Attach a running container with one more interface. Return its addresses.
 
         Args:
-            container: a container with a network namespace of its own.
+            container: a container with its own network namespace.
             how: its aliases, addresses and so on (default: no aliases, free addresses).
 
         Raises:
@@ -255,14 +257,14 @@ class LiveNetwork:
         """Detach a container. Its interface is removed, and its connections end.
 
         Raises:
-            StateError: it is not on it.
+            StateError: it is not on the network.
         """
         from containerkit.network.later import detach_running
 
         detach_running(self, container)
 
     def addresses(self, container: Container) -> tuple[str, ...]:
-        """Return the addresses of a container on this network, IPv4 first. The result is empty if it is not on it."""
+        """Return the addresses of a container on this network, IPv4 first; empty if it is not on the network."""
         from containerkit.network.later import claims_of
 
         return tuple(text for claim in claims_of(container) if claim.live is self for text in claim.addresses)
@@ -295,7 +297,7 @@ class LiveNetwork:
     # --- What was refused
 
     def refusals(self) -> list[Refusal]:
-        """Return what was refused to its containers since the last call, at most the latest 1,000 refusals."""
+        """Return the refusals of its containers since the last call, at most the latest 1,000."""
         return self.router.attendant.refusals(self.subnets)
 
     def on_refused(self, told: Callable[[Refusal], object] | None) -> None:
@@ -304,13 +306,13 @@ class LiveNetwork:
         Args:
             told: the function, or None to stop.
         """
-        self.router.attendant.tell(self.bridge, told, self.subnets)
+        self.router.attendant.set_listener(self.bridge, told, self.subnets)
 
     # --- Its end
 
     @property
     def closed(self) -> bool:
-        """True once :meth:`close` was called."""
+        """Whether :meth:`close` was called."""
         return self._closed
 
     def _check_open(self) -> None:
@@ -320,7 +322,7 @@ class LiveNetwork:
             raise StateError(f"{self!r}: it belongs to the parent process; open a new one in the forked child")
 
     def close(self) -> None:
-        """Close it. Containers that are still on it lose it.
+        """Close it. Containers that are still on it lose their connection to it.
 
         May be called twice, and has no effect in a forked child.
         """
@@ -335,7 +337,7 @@ class LiveNetwork:
                 ends.callback(each.release)
             ends.callback(router.leave, self.router, self._take_back)
             ends.callback(self.router.attendant.remove_network, self.bridge)
-            ends.callback(self.router.attendant.tell, self.bridge, None)
+            ends.callback(self.router.attendant.set_listener, self.bridge, None)
 
     def _take_back(self) -> None:
         with ExitStack() as ends:

@@ -77,12 +77,12 @@ class Maker:
         return [*steps, calls.close(inside), calls.close(outside)]
 
     def resolv_conf(self) -> bytes | None:
-        """Return the host's name servers, without those that only the host can reach, or None if none is left."""
+        """Return the host's name servers without those that only the host can reach; None if there are no others."""
         return hosts_servers()
 
 
 def hosts_servers() -> bytes | None:
-    """Return the host's /etc/resolv.conf without servers on the loopback, or None if none is left."""
+    """Return the host's /etc/resolv.conf without servers on the loopback; None if there are no others."""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:

@@ -203,7 +203,7 @@ def table(family: int, name: str, *, owned: bool = True) -> Message:
 
 
 def delete_table(family: int, name: str) -> Message:
-    """Delete a table and all that is in it."""
+    """Delete a table with its content."""
     return Message(_DELTABLE, 0, family, text(1, name), name)
 
 
@@ -328,7 +328,7 @@ class Nfnetlink:
             found = opened or socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
             self._socket = closed_in_children(found)
         except OSError as error:
-            hint = "a kernel with NETFILTER_NETLINK and NF_TABLES"
+            hint = "it needs a kernel with NETFILTER_NETLINK and NF_TABLES"
             raise UnsupportedError("socket", error.errno or 0, "netlink netfilter", hint) from None
         try:
             self._socket.bind((0, 0))
@@ -445,7 +445,7 @@ def _refusal(message: Message, number: int, said: str) -> SetupError:
         return UnsupportedError(message.operation, number, message.target, hint)
     hint = {
         EPERM: "it needs CAP_NET_ADMIN over the network namespace, and this socket must own the table",
-        ENOENT: "what it names does not exist, or the kernel lacks an expression (see CONFIG_NFT_*)",
+        ENOENT: "an object in it does not exist, or the kernel does not have an expression (see CONFIG_NFT_*)",
         EEXIST: "it already exists",
     }.get(number, "")
     return SetupError(message.operation, number, message.target, f"{hint}: {said}" if hint and said else hint or said)

@@ -1,4 +1,4 @@
-"""Addresses and subnets from text, each parsed once: a start needs the same few some twenty times."""
+"""Parse addresses and subnets once, and cache them: a start needs the same few about twenty times."""
 
 from __future__ import annotations
 

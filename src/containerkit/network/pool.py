@@ -23,7 +23,7 @@ class EndpointPool:
     """Keeps network namespaces ready for containers of one description.
 
     Each is used once. If none is ready, a start makes its own. New ones are made when a container has ended or half of
-    them are taken, so as not to take time from the starts that use them.
+    them are taken, so that starts in progress are not slowed down.
 
     Args:
         connector: makes them.
@@ -55,7 +55,7 @@ class EndpointPool:
 
         Raises:
             StateError: the pool, or a network, was closed.
-            SetupError: one had to be made, and that failed.
+            SetupError: none was ready, and a new one could not be made.
         """
         if self._supply.is_ours and self._supply.closed:
             raise StateError(f"{self!r}: it was closed")

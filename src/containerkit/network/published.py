@@ -1,8 +1,8 @@
-"""Ports of the host that lead to a container.
+"""Ports of the host that are forwarded to a container.
 
-For each a socket is bound, whoever carries the packets: so a port in use is an error at once, and no other user takes
-it over. Packets from outside go by the host's rules (see host_rules); what comes by the loopback, and all of it where
-there are no such rules, is taken from the socket and handed on.
+A socket is bound for each, even if the kernel forwards the packets. So a port in use is an error immediately, and no
+other user can bind it. The host's rules (see host_rules) forward packets from outside. Connections by the loopback,
+and all connections if there are no such rules, are accepted from the socket and forwarded by this process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Published"]
 
-_IDLE_S: Final = 60.0  # after which a client of a UDP port is forgotten, as in conntrack
+_IDLE_S: Final = 60.0  # seconds after which an idle client of a UDP port is dropped, as in conntrack
 _MOST_CLIENTS: Final = 1024
 _BACKLOG: Final = 4096
 _HINTS: Final = {
@@ -107,7 +107,7 @@ class Published:
         return made
 
     def fileno(self) -> int:
-        """Return the descriptor of the (first) bound socket, which this object keeps owning."""
+        """Return the descriptor of the (first) bound socket, which this object still owns."""
         return self._held[0].fileno()
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ def _bound(port: Port, number: int) -> socket.socket:
         if made.family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
-            # Only past connections are ignored. If another process listens on the port, it is still an error.
+            # This ignores only past connections. It is still an error if another process listens on the port.
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((port.host, number))
         if kind == socket.SOCK_STREAM:
@@ -181,12 +181,12 @@ class _Relay:
                 if key.data is self:
                     return
                 try:
-                    self._forth() if key.data is None else self._back(key.data)
-                except OSError:  # nobody listens inside: the datagram is lost, as usual
+                    self._to_container() if key.data is None else self._to_client(key.data)
+                except OSError:  # nobody listens inside: the datagram is lost, as always
                     continue
             self._expire()
 
-    def _forth(self) -> None:
+    def _to_container(self) -> None:
         data, client = self._held.recvfrom(65535)
         known = self._clients.get(client)
         if known is None:
@@ -201,7 +201,7 @@ class _Relay:
         self._clients[client] = made, time.monotonic()
         made.send(data)
 
-    def _back(self, client: tuple[str, int]) -> None:
+    def _to_client(self, client: tuple[str, int]) -> None:
         made, _ = self._clients[client]
         data = made.recv(65535)
         self._clients[client] = made, time.monotonic()

@@ -1,4 +1,4 @@
-"""What was refused to a container, as events: from the kernel's log of packets, or from the resolver."""
+"""Refusals as events, from the kernel's log of packets or from the resolver."""
 
 from __future__ import annotations
 
@@ -34,17 +34,16 @@ _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 @attrs.frozen(kw_only=True)
 class Refusal:
-    """Something that was refused to a container.
+    """A packet or question of a container that was refused.
 
     Attributes:
         when: seconds since the epoch.
         kind: ``"egress"``: a destination that no egress rule names, or that is never part of the internet;
-            ``"network"``:
-            another network, or out of an internal one; ``"router"``: a service of the router; ``"host"``: a service
-            of the host; ``"spoofed"``: an address or a MAC that is not its own; ``"dns"``: a name that no egress rule
-            names; ``"rebinding"``: a name whose answer was a private address; ``"connections"``: more of them to
-            the outside than a container may have open (8,192 from each of its addresses), or make (10,000 at once, and
-            then 1,000 a second).
+            ``"network"``: another network, or the outside of an internal one; ``"router"``: a service of the router;
+            ``"host"``: a service of the host; ``"spoofed"``: an address or a MAC that is not its own; ``"dns"``: a name
+            that no egress rule names; ``"rebinding"``: a name whose answer was a private address; ``"connections"``:
+            more connections to the outside than a container may have open (8,192 from each of its addresses), or make
+            (10,000 at once, and then 1,000 a second).
         source: the container's address in the packet.
         destination: the destination address; empty for ``"dns"``.
         protocol: such as ``"tcp"``, or its number.
@@ -150,25 +149,25 @@ class Log:
     def __init__(self) -> None:
         self._kept: deque[Refusal] = deque(maxlen=_MOST)
         self._lock = threading.Lock()
-        self._told: dict[object, Callable[[Refusal], object]] = {}
+        self._listeners: dict[object, Callable[[Refusal], object]] = {}
 
     def add(self, refusal: Refusal) -> None:
         """Store a refusal and call the listeners. Their errors go to ``threading.excepthook``."""
         with self._lock:
             self._kept.append(refusal)
-            told = list(self._told.values())
-        for each in told:
+            listeners = list(self._listeners.values())
+        for each in listeners:
             try:
                 each(refusal)
-            except Exception:  # noqa: BLE001 - the caller's own code: the thread, which serves others, goes on
+            except Exception:  # noqa: BLE001 - an error of the caller's code must not end this thread
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
-    def tell(self, key: object, told: Callable[[Refusal], object] | None) -> None:
+    def set_listener(self, key: object, listener: Callable[[Refusal], object] | None) -> None:
         """Add a listener, or remove it (None)."""
         with self._lock:
-            self._told.pop(key, None)
-            if told is not None:
-                self._told[key] = told
+            self._listeners.pop(key, None)
+            if listener is not None:
+                self._listeners[key] = listener
 
     def drain(self, wanted: Callable[[Refusal], bool]) -> list[Refusal]:
         """Remove and return the matching refusals, the oldest first."""

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from containerkit.spec.network import DNS, Egress, EgressRule
 
     Peer = Callable[[dns.Question], bytes | None]
-    """Asks the resolver of another process; None where that does not know either."""
+    """Asks the resolver of another process. Returns None if that does not know the name."""
 
 __all__ = ["Resolver", "host_servers"]
 
 _TIMEOUT_S: Final = 2.0  # for the answer of one server; musl and glibc wait 5 s
 _ROUNDS: Final = 2
-_LEAST_S: Final = 300.0  # an address stays allowed so long after its name was resolved, because programs keep addresses
+_LEAST_S: Final = 300.0  # how long an address stays allowed after its name was resolved: programs cache addresses
 _MOST_S: Final = 86_400.0
 _MOST_ADDRESSES: Final = 64
 _FORWARDED: Final = {dns.A, dns.AAAA}
@@ -46,7 +46,7 @@ _RESOLV_CONF: Final = "/etc/resolv.conf"
 
 @attrs.define(eq=False)
 class _Client:
-    """What is known about one container."""
+    """The addresses, names and policy of one container."""
 
     addresses: dict[str, tuple[str, ...]] = attrs.Factory(dict)  # by bridge
     names: dict[str, tuple[str, ...]] = attrs.Factory(dict)
@@ -73,7 +73,7 @@ class Resolver:
         self._internal: set[str] = set()
         self._servers: tuple[object, tuple[str, ...]] = (None, ())
 
-    # --- What it knows
+    # --- Networks and containers
 
     def add_network(self, bridge: str, *, internal: bool = False) -> None:
         """Add a network. Nothing is forwarded for containers that are only on internal networks."""
@@ -133,14 +133,14 @@ class Resolver:
     def set_policy(
         self, token: Hashable, servers: DNS | None, egress: Egress | None, peers: Sequence[Peer] | None = None
     ) -> None:
-        """Decide whom a container's questions go to and which it may ask; before this it may ask any, of the host's.
+        """Set the servers and the allowed names of a container. The default is all names, and the host's servers.
 
         Args:
             token: the container.
-            servers: None are the host's.
-            egress: None lets it ask for any name.
-            peers: the resolvers of its networks that other processes have: they are asked for what is not known
-                here. None leaves them as they are.
+            servers: the servers; None for the host's.
+            egress: the rules that name the allowed names; None for all names.
+            peers: the resolvers of its networks in other processes. They are asked for names that are not known
+                here. None does not change them.
         """
         with self._lock:
             client = self._clients.setdefault(token, _Client())
@@ -150,7 +150,7 @@ class Resolver:
 
     # --- Answers
 
-    def at_once(self, data: bytes, source: str) -> tuple[bytes | None, dns.Question | None]:
+    def answer_locally(self, data: bytes, source: str) -> tuple[bytes | None, dns.Question | None]:
         """Answer questions that need no server.
 
         Args:
@@ -174,11 +174,11 @@ class Resolver:
             return dns.answer(asked, found), None
         if peers:
             return None, asked
-        reply = self._judged(client, asked, source)
+        reply = self._refusal_of(client, asked, source)
         return (None, asked) if reply is None else (reply, None)
 
-    def _judged(self, client: _Client, asked: dns.Question, source: str) -> bytes | None:
-        """Return the answer to what may not be asked for outside; None where it may."""
+    def _refusal_of(self, client: _Client, asked: dns.Question, source: str) -> bytes | None:
+        """Return the answer to a question that must not be sent to servers; None if it may be sent."""
         with self._lock:
             inward = all(bridge in self._internal for bridge in client.addresses)
         # Names of containers, typing mistakes in them, and private addresses must not be sent to servers.
@@ -192,7 +192,7 @@ class Resolver:
         return dns.answer(asked, ()) if asked.kind in _UNFORWARDED else None
 
     def known(self, data: bytes, source: str) -> bytes | None:
-        """Answer a question about containers alone; None for all else. For peers that another network leads out."""
+        """Answer a question about a container; None for all other names. It is for peers with another default route."""
         try:
             asked = dns.question(data)
         except ValueError:
@@ -222,7 +222,7 @@ class Resolver:
         private address that no network rule covers is refused.
 
         Args:
-            asked: the question that :meth:`at_once` returned.
+            asked: the question that :meth:`answer_locally` returned.
             source: the client's address.
             stream: whether the client asked by TCP.
 
@@ -234,10 +234,10 @@ class Resolver:
             egress = client.egress if client else None
             addresses = [each for found in client.addresses.values() for each in found] if client else []
         for peer in client.peers if client else ():
-            told = peer(asked)
-            if told is not None:
-                return dns.truncated(asked) if len(told) > asked.size and not stream else told
-        if client is not None and client.peers and (judged := self._judged(client, asked, source)) is not None:
+            answer = peer(asked)
+            if answer is not None:
+                return dns.truncated(asked) if len(answer) > asked.size and not stream else answer
+        if client is not None and client.peers and (judged := self._refusal_of(client, asked, source)) is not None:
             return judged
         reply = _ask(asked, servers, stream=stream)
         if client is None or reply is None:
@@ -270,7 +270,7 @@ class Resolver:
                     if self._rules is not None:
                         until = min(_MOST_S, max(_LEAST_S, record.ttl_s + 60.0))
                         self._rules.allow(address, record.address, rules, until)
-        except SetupError:  # too many: addresses that can't be allowed are not answered
+        except SetupError:  # too many: an address that can't be allowed is not returned
             return False
         return True
 
@@ -287,7 +287,7 @@ class Resolver:
 
 
 def host_servers(path: str = _RESOLV_CONF) -> tuple[str, ...]:
-    """Return the servers in a resolv.conf, or if there are none the host itself. Source: resolv.conf(5)."""
+    """Return the servers in a resolv.conf, or the host itself if there are none. Source: resolv.conf(5)."""
     found = []
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -336,7 +336,7 @@ def _is_public(address: str) -> bool:
 
 
 _DOCUMENTATION: Final = tuple(map(ip_network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")))
-"""No private networks: where something has such an address, as on a test bed, it stands for the internet.
+"""Addresses for documentation. They do not count as private, because test beds use them as internet addresses.
 
 Source: RFC 5737, RFC 3849.
 """

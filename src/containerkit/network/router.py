@@ -49,7 +49,7 @@ _NETFILTER: Final = 12
 _HOST_NEXT, _ROUTER_NEXT = "169.254.254.1", "169.254.254.2"
 _HOST_NEXT6, _ROUTER_NEXT6 = "fe80::1", "fe80::2"
 _HOST_ONLY: Final = {4: f"{_HOST_NEXT}/32", 6: "fd63:6b::1/128"}
-"""Addresses of the host's end of the link. It gets one if the host has none of that version to send from."""
+"""Addresses for the host's end of the link. It gets one if the host has no source address of that version."""
 _ROUTER_MAC, _HOST_MAC = "02:63:6b:00:00:02", "02:63:6b:00:00:01"
 _PROC: Final = Slot("proc")
 _NET: Final = Slot("net")
@@ -73,7 +73,7 @@ _BRIDGED: Final = tuple(f"bridge/bridge-nf-call-{kind}" for kind in ("iptables",
 """Bridged packets do not go through the rules for routed packets."""
 
 
-_READ_ONLY: Final = "networks need a writable /proc/sys; inside a container, start the outer container with it unmasked"
+_READ_ONLY: Final = "networks need a writable /proc/sys; inside a container, start the outer one with it unmasked"
 
 
 def has_ipv6() -> bool:
@@ -88,7 +88,7 @@ def write_sysctl(
 
     Args:
         name: below ``net``, with slashes.
-        value: what to write.
+        value: the value.
         tolerate: errors of the open after which the write is skipped.
         refused: errors of the write that count as success.
     """
@@ -147,7 +147,7 @@ def _linking(uplink: str, index: int, addresses: Iterable[str], *, ipv6: bool) -
     inside, there = Slot("inside"), Slot("outside")
     own = {"addr_gen_mode": "1", "disable_ipv6": "0"}
     steps = [
-        # Its own link has IPv6 even where the host's other interfaces have it switched off.
+        # Its own link has IPv6 even if it is disabled on the host's other interfaces.
         *(step for name, value in own.items() for step in write_sysctl(f"ipv6/conf/{uplink}/{name}", value) if ipv6),
         *calls.netlink_socket(0, there),
         links.set_up(there, uplink, index),
@@ -168,7 +168,7 @@ def _linking(uplink: str, index: int, addresses: Iterable[str], *, ipv6: bool) -
 
 
 def _needed_addresses(*, ipv6: bool) -> list[str]:
-    """Return an address for each version of IP of which the host has none to send from."""
+    """Return an address for each IP version for which the host has no source address."""
     from containerkit.network.uplinks import host_addresses
 
     ours = {each.partition("/")[0] for each in _HOST_ONLY.values()}
@@ -256,12 +256,12 @@ class Router:
         ]
 
     def lead_out(self) -> None:
-        """Make sure there is an uplink.
+        """Make sure that the router has an uplink.
 
         Without a link the program that replaces it is started when the first network needs it.
 
         Raises:
-            UnsupportedError, SetupError: there can't be one.
+            UnsupportedError, SetupError: it can't have one.
         """
         with self.lock:
             if self.uplink or self._leads_out:
@@ -272,18 +272,18 @@ class Router:
             self._leads_out = True
 
     def check_forwarding(self) -> None:
-        """Refuse to go on where somebody's packet filter drops by now what the host forwards.
+        """Raise an error if a packet filter of another program now drops packets that the host forwards.
 
         Raises:
-            SetupError: one does: the containers would be cut off in silence.
+            SetupError: one does. Without the error, containers would lose their connection silently.
         """
         found = self._firewalls.dropping() if self._firewalls is not None and self.uplink else ""
         if found:
             hint = (
-                f"the chain {found!r}, made since networks were opened here, drops what the host forwards: let it "
+                f"the chain {found!r}, made after networks were opened here, drops forwarded packets: make it "
                 f'accept iifname and oifname "{self.uplink}", or close all networks of this process and open them again'
             )
-            raise SetupError("attach", EHOSTUNREACH, f"the way out by {self.uplink}", hint)
+            raise SetupError("attach", EHOSTUNREACH, f"uplink {self.uplink}", hint)
 
     def _open_uplink(self) -> None:
         from containerkit.network.host_rules import HostRules
@@ -312,12 +312,12 @@ class Router:
         return self._fds.pop() if self._fds else -1
 
     def while_open(self, call: Callable[..., object], *arguments: object) -> None:
-        """Call a function that undoes something in the router. When the router is closed, nothing is left to undo."""
+        """Call a function that undoes a change in the router, unless the router is closed and all changes are gone."""
         if self._fds and os.getpid() == self.pid:
             call(*arguments)
 
     def number(self) -> int:
-        """Return a number that nothing in the router has used."""
+        """Return a number that is unused in the router."""
         with self.lock:
             return next(self._numbers)
 
@@ -351,16 +351,16 @@ class Router:
         forwarding = [each for each in closing if isinstance(each, Forwarding)]
         if closing and hasattr(self, "attendant"):
             self.attendant.end()
-        # The kernel waits for its readers to be through at nearly each of these: they wait at the same time.
+        # The kernel waits for a grace period in nearly all of these, so they run at the same time.
         ends: list[Any] = [each for each in closing if each not in forwarding]
-        side_by_side([*[each.close for each in ends], self._cut])
+        concurrently([*[each.close for each in ends], self._cut])
         while self._fds:
             os.close(self._fds.pop())
         for last in forwarding:
             last.close()
 
     def _cut(self) -> None:
-        """Delete the link; the kernel takes a namespace down in the background, and the host's end is to go now."""
+        """Delete the link now. Otherwise the kernel removes the host's end later, in the background."""
         if self._fds and self.uplink:
             at = Slot("outside")
             gone = links.delete_link(at, self.uplink, tolerate=(19,))
@@ -392,10 +392,10 @@ _making_one = threading.Lock()
 
 
 def current() -> Router:
-    """Return the router of this process, and make it first if there is none. The caller becomes one of its users.
+    """Return the router of this process. Make it if there is none. The caller becomes one of its users.
 
     Raises:
-        UnsupportedError: this host lacks something that networks need.
+        UnsupportedError: this host does not support networks.
         SetupError: an operation failed. Nothing is left behind.
     """
     with _making_one:
@@ -407,11 +407,11 @@ def current() -> Router:
 
 
 def leave(router: Router, take_back: Callable[[], object] = lambda: None) -> None:
-    """Be no user of it any more; the last one takes it down.
+    """Stop being a user of a router. The last user closes it.
 
     Args:
         router: the router.
-        take_back: removes what the user has in it; not called where the router goes as a whole.
+        take_back: removes the user's objects in it. It is not called if the whole router is closed.
     """
     if _left_last(router):
         return
@@ -438,11 +438,11 @@ def _close_unused(router: Router) -> None:
         router.close()
 
 
-def side_by_side(tasks: Iterable[Callable[[], object]]) -> None:
-    """Call functions at the same time, and wait for all of them.
+def concurrently(tasks: Iterable[Callable[[], object]]) -> None:
+    """Call functions concurrently, and wait for all of them.
 
     Raises:
-        Exception: what the first of them raised.
+        Exception: the first exception.
     """
     errors: list[Exception] = []
 
@@ -458,7 +458,7 @@ def side_by_side(tasks: Iterable[Callable[[], object]]) -> None:
         thread = threading.Thread(target=guarded, args=(task,))
         try:
             thread.start()
-        except RuntimeError:  # the interpreter ends, or no more threads can be had
+        except RuntimeError:  # the interpreter is shutting down, or no thread can be started
             guarded(task)
         else:
             threads.append(thread)
@@ -470,7 +470,7 @@ def side_by_side(tasks: Iterable[Callable[[], object]]) -> None:
 
 
 def _renew() -> None:
-    global _making_one  # noqa: PLW0603 - a lock that another thread held at the fork would stay so
+    global _making_one  # noqa: PLW0603 - another thread may have held the lock at the fork
     _making_one = threading.Lock()
 
 

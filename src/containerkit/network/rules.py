@@ -2,7 +2,7 @@
 
 There are two tables in the router's network namespace, owned by one socket. The table of family *bridge* guards each
 port: only frames with the port's own MAC and addresses pass. The table of family *inet* decides what is forwarded:
-nothing between networks, nothing out of an internal one, and otherwise what the egress rules of an address allow.
+no packet between networks, no packet out of an internal one, and otherwise the packets that egress rules allow.
 
 No rule is added after the start. Ports, addresses and destinations are elements of sets, so the cost of a lookup does
 not grow with their number.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "NAME", "NEVER", "RouterRules", "asked_elements", "asked_sets", "ifname", "opened", "packed"]
 
 _MOST_NAMED: Final = 4096
-"""The most elements for the names of one address, so that a name server can't fill the kernel's memory."""
+"""The maximum number of elements for the names of one address, so that a name server can't fill the kernel's memory."""
 
 
 class RouterRules:
@@ -43,10 +43,10 @@ class RouterRules:
     Args:
         socket: a socket in the router's network namespace. It owns the tables, which are deleted with it.
         uplink: the router's interface towards the outside.
-        masquerade: give packets that leave by the uplink the uplink's address (if nothing outside does so).
+        masquerade: whether packets that leave by the uplink get the uplink's address, if the host does not do so.
 
     Raises:
-        UnsupportedError: the kernel lacks what the rules need.
+        UnsupportedError: the kernel does not support the rules.
         SetupError: the kernel refused them.
     """
 
@@ -68,7 +68,7 @@ class RouterRules:
 
         Args:
             name: the interface.
-            internal: whether to let nothing in or out.
+            internal: whether to drop all packets in and out.
         """
         with self._lock:
             if not internal and not self._bridges.get(name):
@@ -82,10 +82,10 @@ class RouterRules:
                 self._socket.batch(nft.elements(nft.INET, NAME, "outbound", [Element(ifname(name))], delete=True))
 
     def add_endpoint(self, port: str, mac: str, addresses: Sequence[str]) -> None:
-        """Let frames with these addresses pass from a port of a bridge. Before this, nothing passes.
+        """Let frames with these addresses pass from a port of a bridge. Before this, no frame passes.
 
         Args:
-            port: the interface, in the router.
+            port: the interface in the router.
             mac: the MAC of the container's interface, such as ``"02:00:0a:58:00:05"``.
             addresses: the container's addresses, of both IP versions.
 
@@ -100,7 +100,7 @@ class RouterRules:
             self._ports[port] = wanted, tuple(addresses)
 
     def remove_endpoint(self, port: str) -> None:
-        """Remove a port, from which nothing passes any more. An unknown one is not an error."""
+        """Remove a port. No frame passes from it any more. An unknown one is not an error."""
         with self._lock:
             known, addresses = self._ports.pop(port, ([], ()))
             if known:
@@ -113,7 +113,7 @@ class RouterRules:
         """Replace the egress rules of a container.
 
         Args:
-            addresses: of the container.
+            addresses: the addresses of the container.
             egress: the rules, to which :meth:`allow` adds the addresses of names. None allows all of the internet.
 
         Raises:
@@ -153,8 +153,8 @@ class RouterRules:
 
         Args:
             address: the container's.
-            destination: what the name's answer says.
-            rules: those that name it.
+            destination: the address in the name's answer.
+            rules: the rules with that name.
             timeout_s: for how many seconds new connections are allowed. Existing ones continue.
 
         Raises:
@@ -166,14 +166,14 @@ class RouterRules:
             return
         keys = {nft.key(source, target, bytes((p,)), struct.pack(">H", port)) for p, port in _services(rules)}
         with self._lock:
-            if address not in self._restricted:  # it ended while its question was answered
+            if address not in self._restricted:  # the container ended while its question was answered
                 return
             now = time.monotonic()
             known = self._named.setdefault(address, {})
             if len(known) + len(keys) > _MOST_NAMED:
                 known = self._named[address] = {k: until for k, until in known.items() if until > now}
             if len(keys | known.keys()) > _MOST_NAMED:
-                hint = f"its names already have {_MOST_NAMED} addresses and ports, the most that are allowed"
+                hint = f"its names already have {_MOST_NAMED} addresses and ports, which is the maximum"
                 raise SetupError("nft new element", ENOSPC, f"{NAME} named{version} of {address}", hint)
             add = nft.elements(nft.INET, NAME, f"named{version}", [Element(k, timeout_s=timeout_s) for k in keys])
             # The kernel keeps the old timeout of an existing element, so it is deleted first.
@@ -183,7 +183,7 @@ class RouterRules:
             known.update(dict.fromkeys(keys, now + timeout_s))
 
     def set_host_addresses(self, addresses: Iterable[str]) -> None:
-        """Refuse these addresses unless egress rules name them as networks. They replace those of the last call.
+        """Refuse these addresses unless egress rules name them as networks. They replace those of the previous call.
 
         This is for a router whose packets are sent by a program on the host, which can reach the host's services.
         """

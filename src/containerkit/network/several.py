@@ -1,4 +1,4 @@
-"""Containers on networks that other processes keep: on one, on several, and on such beside networks of their own."""
+"""Containers on several networks, of this process and of keepers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["of_keepers"]
 
 @attrs.frozen(eq=False)
 class Several:
-    """Makes the network of each start of one description: who makes the namespace, and who joins it then.
+    """Makes the network of each start of one description. One maker makes the namespace, then the guests join it.
 
     Attributes:
-        maker: has the namespace, the first interfaces, and the resolver.
-        guests: the others, with the number of the interface of each.
+        maker: makes the namespace and the first interfaces, and has the resolver.
+        guests: the makers of other interfaces, with the position of each interface.
     """
 
     maker: Connector | Remote
@@ -35,10 +35,10 @@ class Several:
     kept = True
 
     def take(self) -> Endpoint:
-        """Have the network of one container made; what is returned owns all of it.
+        """Make the network of one container. The returned object owns all resources.
 
         Raises:
-            StateError, SpecError, SetupError: a network can't be had; nothing is left behind.
+            StateError, SpecError, SetupError: it failed. Nothing is left behind.
         """
         made: Any = self.maker.take()
         try:
@@ -57,20 +57,22 @@ class Several:
 
 
 def of_keepers(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
-    """Return a description some of whose networks other processes keep.
+    """Return a copy of a description that joins networks, some of which belong to keepers.
 
     Raises:
-        StateError: nobody keeps one of them, or an unprivileged user's lie where no container can be on all of them.
-        SpecError: a listening socket would have to come from a keeper.
+        StateError: a network does not exist, or an unprivileged user's are in different user namespaces.
+        SpecError: a listening socket would belong to a keeper.
     """
     named = [attrs.evolve(each, interface=each.interface or f"eth{at}") for at, each in enumerate(attachments)]
-    told = {each.network.name: each.network.inspect(joins=True) for each in named if isinstance(each.network, Kept)}
-    if len(told) != sum(isinstance(each.network, Kept) for each in named):
-        raise SpecError("network: several are different networks")
+    description = {
+        each.network.name: each.network.inspect(joins=True) for each in named if isinstance(each.network, Kept)
+    }
+    if len(description) != sum(isinstance(each.network, Kept) for each in named):
+        raise SpecError("network: several attachments must name different networks")
     own = [each for each in named if not isinstance(each.network, Kept)]
     attached = attached_to(own)
-    _check_reachable(told, attached)
-    inner = [_is_internal(each, told) for each in named]
+    _check_reachable(description, attached)
+    inner = [_is_internal(each, description) for each in named]
     leader = inner.index(False) if False in inner else 0
     names = () if spec.hostname in (None, HOSTNAME) else as_names(spec.hostname)
 
@@ -78,41 +80,41 @@ def of_keepers(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
         ports = spec.publish if leader in which else ()
         chosen = attached if which == mine else ()
         sysctls = network_sysctls(spec)
-        return Connector(chosen, names, ports, spec.egress, spec.dns, sysctls, leads_out=leader in which)
+        return Connector(chosen, names, ports, spec.egress, spec.dns, sysctls, has_default_route=leader in which)
 
     mine = [at for at, each in enumerate(named) if not isinstance(each.network, Kept)]
     theirs = [at for at in range(len(named)) if at not in mine]
     if leader in theirs and any(port.fd is not None for port in spec.publish):
-        raise SpecError("publish: a keeper hands no listening socket on: open the network in this process")
+        raise SpecError("publish: a keeper can't pass a listening socket on: open the network in this process")
     maker: Connector | Remote
     if mine:
         maker, gateways = connector(mine), attached[0][0].gateways
     else:
         first = theirs.pop(0)
         maker = Remote.of(named[first], connector([first]))
-        gateways = tuple(told[named[first].network.name]["gateways"])
+        gateways = tuple(description[named[first].network.name]["gateways"])
     numbered = enumerate(theirs, len(mine) or 1)
     guests = tuple((Remote.of(named[at], connector([at])), number) for number, at in numbered)
     hosts = files.hosts_file(spec.hosts, spec.hostname, files.own_address)
     return joining(spec, Several(maker, guests), hosts, files.resolv_conf(gateways[:1], spec.dns))
 
 
-def _is_internal(attach: Attach, told: dict[str, dict[str, Any]]) -> bool:
+def _is_internal(attach: Attach, description: dict[str, dict[str, Any]]) -> bool:
     network = attach.network
     if isinstance(network, Kept):
-        return bool(told[network.name]["internal"])
+        return bool(description[network.name]["internal"])
     return bool(getattr(getattr(network, "network", network), "internal", False))
 
 
-def _check_reachable(told: dict[str, dict[str, Any]], attached: Any) -> None:
-    """Refuse networks of an unprivileged user that lie in different user namespaces."""
-    places = {answer["user_namespace"]: name for name, answer in told.items()}
+def _check_reachable(description: dict[str, dict[str, Any]], attached: Any) -> None:
+    """Refuse networks of an unprivileged user that are in different user namespaces."""
+    places = {answer["user_namespace"]: name for name, answer in description.items()}
     for live, _ in attached:
         holder = live.router.holder
         places[os.fstat(holder).st_ino if holder >= 0 else 0] = live.network.name
     if len(places) > 1:
         names = " and ".join(sorted(places.values()))
         raise StateError(
-            f"networks {names}: they were made in two user namespaces, and a container can only be in one; make one of "
-            "them anew while the other is there, or open this process's own after a container was on the other"
+            f"networks {names}: they are in two user namespaces, and a container can only be in one; create one of "
+            "them again while the other exists, or open this process's own after a container was on the other"
         )

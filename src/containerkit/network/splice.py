@@ -26,7 +26,7 @@ _TURNS: Final = 8  # the most that one direction moves at a time
 
 
 class _Direction:
-    """One direction of a connection. A pipe holds what was read from one socket and not yet written to the other."""
+    """One direction of a connection. A pipe holds bytes that were read from one socket and not yet written."""
 
     __slots__ = ("done", "ended", "held", "pipe_in", "pipe_out", "room", "source", "target")
 
@@ -40,7 +40,7 @@ class _Direction:
             self.room = fcntl.fcntl(self.pipe_in, fcntl.F_GETPIPE_SZ)
 
     def move(self) -> None:
-        """Move what can be moved now.
+        """Move as many bytes as possible without waiting.
 
         Raises:
             OSError: one of the sockets failed.
@@ -89,7 +89,7 @@ class _Direction:
 
 
 class _Pair:
-    """A connection and its continuation."""
+    """An accepted connection and the connection to the container."""
 
     __slots__ = ("connecting", "directions", "owner", "sockets")
 
@@ -154,7 +154,7 @@ class Splicer:
         """Accept from a listening socket.
 
         Args:
-            listener: the caller keeps owning it, and must call :meth:`forget` before closing it.
+            listener: the caller still owns it, and must call :meth:`forget` before closing it.
             connect: returns a non-blocking socket that is being connected. It is called in the thread.
         """
         listener.setblocking(False)

@@ -1,4 +1,4 @@
-"""Removes what dead owners have left of networks: leases, and settings of the host that no guard restored."""
+"""Remove what dead owners left of networks: leases, and settings of the host that no guard restored."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["sweep"]
 
 
 def sweep() -> list[str]:
-    """Remove it, and return descriptions of it. Links, routes and packet filters end with their owner."""
-    return [*leases.sweep(), *cni.sweep(), *keeper.sweep(), *host.put_back()]
+    """Remove it, and return descriptions. Links, routes and packet filters end with their owner."""
+    return [*leases.sweep(), *cni.sweep(), *keeper.sweep(), *host.restore()]

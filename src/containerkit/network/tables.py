@@ -1,4 +1,4 @@
-"""The tables of a router, and the shapes of what comes and goes in them."""
+"""The tables of a router, and their elements."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ Answering a question takes 14 us of the owner's time, so one container uses at m
 _MOST_OPEN: Final = 8192
 """Connections that one address of a container may have open outside at once."""
 _MOST_NEW: Final = (1000, 10_000, 60)
-"""The same as above of connections that it makes: those that are closed stay in the host's table for two minutes.
+"""Connections per second that one address may make, and the burst. Closed ones stay in the host's table for 2 min.
 
-The table holds 262,144 usually, for the host and for all containers: without these one container can fill it.
+The table usually has 262,144 entries for the host and all containers. Without these limits one container can fill it.
 """
 _PRIVATE: Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "fc00::/7")
 _SPECIAL: Final = tuple(ipaddress.ip_network(each) for each in (*NEVER, *_PRIVATE))
-MOST_PORTS: Final = 256  # of one rule by name: each is an element for each address of the name
+MOST_PORTS: Final = 256  # in one rule by name: each port is an element for each address of the name
 
 _ADDRESS = {4: 7, 6: 8}  # nft's types: ipv4_addr, ipv6_addr
 _LENGTH = {4: 4, 6: 16}
@@ -77,7 +77,7 @@ def opened(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> list[tuple
     """Return the ranges of addresses that a rule with a network allows.
 
     A range that is private, or not part of the internet, is allowed only by a network within it: ``0.0.0.0/0`` allows
-    the internet, but not the machine's neighbours and credentials.
+    the internet, but not the host's neighbours and cloud credentials.
     """
     start, end, found = int(network.network_address), int(network.broadcast_address), []
     width = _LENGTH[network.version]
@@ -138,7 +138,7 @@ def never_sets() -> list[Set]:
 
 
 def never_elements(table: str) -> list[Message]:
-    """Return the messages that fill them."""
+    """Return the messages that fill the sets of :func:`never_sets`."""
     made: dict[int, list[Element]] = {4: [], 6: []}
     for text in NEVER:
         network = ipaddress.ip_network(text)
@@ -205,8 +205,8 @@ def inet_table(uplink: str, *, masquerade: bool) -> list[Message]:
         "forward": _forward(uplink),
         "egress": _egress(),
         "refuse": _refuse("egress"),
-        "crowd": [logged("connections"), e.say(nft.DROP)],
-        # A question of a few bytes shall not be remembered for half a minute: names would fill the table.
+        "crowd": [logged("connections"), e.end_with(nft.DROP)],
+        # DNS questions are not tracked: each would stay in the table for half a minute, and many would fill it.
         "resolved": [_protocol(17, 53) + e.local() + e.untracked()],
         "resolving": [_protocol(17) + e.payload(e.TRANSPORT, 0, 2) + e.compare(struct.pack(">H", 53)) + e.untracked()],
         "input": _input(uplink),
@@ -225,18 +225,18 @@ def _refuse(prefix: str) -> list[bytes]:
 def _forward(uplink: str) -> list[bytes]:
     outbound = e.meta(e.IIFNAME) + e.lookup("outbound")
     return [
-        e.conntrack(e.ESTABLISHED | e.RELATED) + e.say(nft.ACCEPT),
-        e.conntrack(e.INVALID) + e.say(nft.DROP),
-        *(outbound + _oif(uplink) + each + e.say(nft.GOTO, "crowd") for v in (4, 6) for each in _too_many(v)),
-        outbound + _oif(uplink) + e.say(nft.GOTO, "egress"),
-        _iif(uplink) + e.meta(e.OIFNAME) + e.lookup("outbound") + e.say(nft.ACCEPT),
+        e.conntrack(e.ESTABLISHED | e.RELATED) + e.end_with(nft.ACCEPT),
+        e.conntrack(e.INVALID) + e.end_with(nft.DROP),
+        *(outbound + _oif(uplink) + each + e.end_with(nft.GOTO, "crowd") for v in (4, 6) for each in _too_many(v)),
+        outbound + _oif(uplink) + e.end_with(nft.GOTO, "egress"),
+        _iif(uplink) + e.meta(e.OIFNAME) + e.lookup("outbound") + e.end_with(nft.ACCEPT),
         logged("network"),
         e.reject(),
     ]
 
 
 def _too_many(version: int) -> list[bytes]:
-    """Match a connection that its source has not the room for, before it takes any."""
+    """Match a new connection of a source that already has too many, before it uses an entry of the table."""
     source = only(version) + e.payload(e.NETWORK, *_SOURCE[version])
     return [
         source + e.at_most(f"making{version}", *_MOST_NEW),
@@ -249,44 +249,50 @@ def _egress() -> list[bytes]:
     for v in (4, 6):
         width = _LENGTH[v] // 4
         target = only(v) + e.payload(e.NETWORK, *_DESTINATION[v])
-        rules.append(only(v) + asked_rule(v, "exact") + e.say(nft.ACCEPT))
-        rules.append(target + e.lookup(f"host{v}") + e.say(nft.GOTO, "refuse"))
-        rules.append(only(v) + asked_rule(v, "asked") + e.say(nft.ACCEPT))
+        rules.append(only(v) + asked_rule(v, "exact") + e.end_with(nft.ACCEPT))
+        rules.append(target + e.lookup(f"host{v}") + e.end_with(nft.GOTO, "refuse"))
+        rules.append(only(v) + asked_rule(v, "asked") + e.end_with(nft.ACCEPT))
         protocol, port = 2 * width, 2 * width + 1
         services = (
             e.meta(e.L4PROTO, protocol) + e.payload(e.TRANSPORT, 2, 2, port),
             e.meta(e.L4PROTO, protocol) + e.constant(bytes(2), port),
             e.constant(bytes(1), protocol) + e.constant(bytes(2), port),
         )
-        pair, named = only(v) + _addresses(v), e.lookup(f"named{v}") + e.say(nft.ACCEPT)
+        pair, named = only(v) + _addresses(v), e.lookup(f"named{v}") + e.end_with(nft.ACCEPT)
         rules += [pair + service + named for service in services]
         source = e.payload(e.NETWORK, *_SOURCE[v])
-        rules.append(only(v) + source + e.lookup(f"restricted{v}") + e.say(nft.GOTO, "refuse"))
-        rules.append(target + e.lookup(f"never{v}") + e.say(nft.GOTO, "refuse"))
-    return [*rules, e.say(nft.ACCEPT)]
+        rules.append(only(v) + source + e.lookup(f"restricted{v}") + e.end_with(nft.GOTO, "refuse"))
+        rules.append(target + e.lookup(f"never{v}") + e.end_with(nft.GOTO, "refuse"))
+    return [*rules, e.end_with(nft.ACCEPT)]
 
 
 def _input(uplink: str) -> list[bytes]:
-    """The packets that may reach the router itself: DNS, and the messages that address configuration needs."""
-    rules = [_iif("lo") + e.say(nft.ACCEPT)]
-    for v in (4, 6):  # before known connections, because a client that always asks from the same port is one
+    """Return the rules for packets to the router itself: DNS, and the messages for address configuration."""
+    rules = [_iif("lo") + e.end_with(nft.ACCEPT)]
+    for v in (4, 6):  # before established connections: a client that always asks from one port has one
         source = e.payload(e.NETWORK, *_SOURCE[v])
         often = e.at_most(f"asking{v}", *_QUESTIONS)
-        rules += [only(v) + _protocol(number, 53) + source + often + e.say(nft.DROP) for number in (17, 6)]
+        rules += [only(v) + _protocol(number, 53) + source + often + e.end_with(nft.DROP) for number in (17, 6)]
     rules += [
-        e.conntrack(e.ESTABLISHED | e.RELATED) + e.say(nft.ACCEPT),
-        _protocol(17, 53) + _iif(uplink, equal=False) + e.say(nft.ACCEPT),
-        _protocol(6, 53) + _iif(uplink, equal=False) + e.say(nft.ACCEPT),
-        _protocol(1) + e.payload(e.TRANSPORT, 0, 1) + e.compare(b"\x08") + e.say(nft.ACCEPT),
+        e.conntrack(e.ESTABLISHED | e.RELATED) + e.end_with(nft.ACCEPT),
+        _protocol(17, 53) + _iif(uplink, equal=False) + e.end_with(nft.ACCEPT),
+        _protocol(6, 53) + _iif(uplink, equal=False) + e.end_with(nft.ACCEPT),
+        _protocol(1) + e.payload(e.TRANSPORT, 0, 1) + e.compare(b"\x08") + e.end_with(nft.ACCEPT),
     ]
     # Echo, solicitation and advertisement of neighbours.
     rules += [
-        _protocol(58) + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.say(nft.ACCEPT)
+        _protocol(58) + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.end_with(nft.ACCEPT)
         for kind in (128, 135, 136)
     ]
     # Multicast reports and router solicitations: every kernel sends them, so they are not logged.
     rules += [
-        _protocol(58) + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.say(nft.DROP)
+        _protocol(58) + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.end_with(nft.DROP)
         for kind in (131, 132, 133, 143)
     ]
-    return [*rules, _protocol(2) + e.say(nft.DROP), _iif(uplink) + e.say(nft.DROP), logged("router"), e.reject()]
+    return [
+        *rules,
+        _protocol(2) + e.end_with(nft.DROP),
+        _iif(uplink) + e.end_with(nft.DROP),
+        logged("router"),
+        e.reject(),
+    ]

@@ -36,8 +36,8 @@ _NAME: Final = "up0"
 _DEVICE: Final = "/dev/net/tun"
 _START_S: Final = 10.0
 _GOOD_PASTA: Final = 20240101
-"""Older versions of pasta have a thirtieth of slirp4netns's send rate. They are used only without slirp4netns."""
-_SLIRP_NETWORK: Final = "100.127.254.0/24"  # from the range that carriers use internally; no host has it
+"""Older versions of pasta send at a thirtieth of slirp4netns's rate. They are used only if that is missing."""
+_SLIRP_NETWORK: Final = "100.127.254.0/24"  # from the range for carriers' internal use; no host has it
 _SLIRP_ADDRESS, _SLIRP_GATEWAY = "fd00::100/64", "fd00::2"  # the program's own network, which can't be configured
 _GUARDIAN: Final = '"$@" <&- & child=$!; trap "" HUP INT; read -r _ <&"$LIFE"; kill -9 $child'
 """Runs a program as long as the pipe ``$LIFE`` is open. Nothing is ever written to it, so reading it blocks."""
@@ -133,7 +133,7 @@ def start(owner: Owner, *, program: str | None = None) -> Uplink:
     uplink = Uplink(name, process, life_in, words)
     try:
         _await(owner, uplink, process)
-        if name == "slirp4netns" and _leads_out_by_ipv6():
+        if name == "slirp4netns" and _has_ipv6_default_route():
             _configure_ipv6(owner)
     except BaseException:
         uplink.close()
@@ -189,7 +189,7 @@ def _spawned(name: str, path: str, owner: Owner, life: int, words: int) -> subpr
         stderr=words,
         pass_fds=(life, owner.netns, *([owner.holder] if owner.holder >= 0 else [])),
         env={**os.environ, "LIFE": str(life)},
-        start_new_session=True,  # a terminal's signals are for the container, not for its helpers
+        start_new_session=True,  # signals of a terminal are meant for the container, not for its helpers
     )
 
 
@@ -213,7 +213,7 @@ def _await(owner: Owner, uplink: Uplink, process: subprocess.Popen[bytes]) -> No
             time.sleep(0.002)
 
 
-def _leads_out_by_ipv6() -> bool:
+def _has_ipv6_default_route() -> bool:
     """Return whether the host has a default route for IPv6. Without one, connecting to IPv6 addresses would fail."""
     try:
         with open("/proc/thread-self/net/ipv6_route", encoding="ascii") as file:
@@ -265,7 +265,7 @@ def _of_message(body: bytes) -> set[str]:
 
 
 class HostAddresses:
-    """Keeps containers of an unprivileged user from the host's own services, which the forwarding program could reach.
+    """Denies containers of an unprivileged user the host's own services, which the forwarding program can reach.
 
     Args:
         rules: the router's rules, which get the host's addresses now and whenever they change.

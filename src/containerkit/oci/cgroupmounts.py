@@ -63,7 +63,7 @@ def show(builder: Builder, groups: Groups, number: int, target: str, options: Op
 
 
 def _has_own_view(config: Config) -> bool:
-    """Return whether the container is in a cgroup namespace other than the runtime's.
+    """Return whether the container is in another cgroup namespace than the runtime.
 
     In the host's namespace a mount would set the options of the hierarchy for the whole machine, and show all of it.
     """

@@ -24,7 +24,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SIGKILL = 9
 _ROUNDS = 64
 _AT_ONCE = 256
-"""How many pidfds are open at a time, because a process may have 1024 descriptors."""
+"""The maximum number of open pidfds, because a process may have only 1024 descriptors."""
 
 
 class Hierarchy:
@@ -56,7 +56,7 @@ class Hierarchy:
         return self.mountpoint + group.rstrip("/")
 
     def lets_make(self, group: str) -> bool:
-        """Return whether this process may make a group: whether the nearest directory above that is there is its own.
+        """Return whether this process may make a group: whether it owns the nearest existing parent directory.
 
         Args:
             group: the path of the group in the hierarchy.
@@ -139,7 +139,7 @@ class Groups:
         """
         for hierarchy, place in zip(self.found, self.places, strict=True):
             if hierarchy.version == 2:
-                self._hand_down(hierarchy, place)
+                self._enable_above(hierarchy, place)
             try:
                 os.makedirs(place, 0o755, exist_ok=True)
             except OSError as error:
@@ -227,8 +227,8 @@ class Groups:
         return self.unified + "/cgroup.freeze" if version == 2 else ""
 
     @staticmethod
-    def _hand_down(hierarchy: Hierarchy, place: str) -> None:
-        """Enable every controller that can be in each group above. Source: cgroup.subtree_control in cgroups(7).
+    def _enable_above(hierarchy: Hierarchy, place: str) -> None:
+        """Enable every available controller in each group above. Source: cgroup.subtree_control in cgroups(7).
 
         Groups with processes are left out: the kernel refuses controllers such as memory there, and threaded
         controllers would make it the root of a threaded subtree, whose groups can't contain processes.
@@ -247,7 +247,7 @@ class Groups:
 
     @staticmethod
     def _inherit_cpuset(hierarchy: Hierarchy, place: str) -> None:
-        """A version 1 cpuset without lists can't contain processes."""
+        """Copy the parent's lists to a version 1 cpuset. Without lists it can't contain processes."""
         for above, below in steps(hierarchy.mountpoint, place):
             for name in ("cpuset.cpus", "cpuset.mems"):
                 if not _read(f"{below}/{name}").strip():
@@ -349,7 +349,7 @@ def _walk(place: str) -> Iterator[tuple[int, str]]:
                 names.append(waiting[-1].pop())
                 try:
                     below = os.open(names[-1], _DIRECTORY, dir_fd=at)
-                except OSError:  # gone meanwhile
+                except OSError:  # removed in the meantime
                     names.pop()
                     continue
                 waiting.append(_children(below))

@@ -1,4 +1,4 @@
-"""``checkpoint``: write the state of a container's processes to a directory, by CRIU.
+"""``checkpoint``: write the state of a container's processes to a directory with CRIU.
 
 Source: criu(8).
 """
@@ -70,7 +70,7 @@ def _memory(flags: Flags) -> list[str]:
 
 
 def _external(entry: Entry, config: Config, streams: list[str]) -> list[str]:
-    """Return the names of what the images do not contain."""
+    """Return CRIU's names of the resources that the images do not contain."""
     root = os.open(f"/proc/{entry.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = _mounts(root, config, Groups.of(entry.record.get("groups", []), hierarchies()))

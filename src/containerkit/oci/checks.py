@@ -1,4 +1,4 @@
-"""Checks whether the members of config.json fit together."""
+"""Check config.json for members that contradict each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RLIMITS", "check", "check_host", "check_process"]
 
 
 def check(config: Config) -> None:
-    """Check whether the members fit together."""
+    """Check for members that contradict each other."""
     version = config.oci_version
     major, _, rest = version.partition(".")
     if major != "1" or not rest.partition(".")[0].isdigit():
@@ -40,18 +40,18 @@ def check(config: Config) -> None:
 def _check_namespaces(config: Config) -> None:
     linux = config.linux
     if "mount" not in {each.type for each in linux.namespaces}:
-        raise ConfigError("linux.namespaces", "has no mount namespace: the host's own root would change")
+        raise ConfigError("linux.namespaces", "has no mount namespace; without one the host's own root would change")
     if config.is_new("user") and not (linux.uid_mappings and linux.gid_mappings):
         raise ConfigError("linux.uidMappings", "a new user namespace needs uidMappings and gidMappings")
     if (linux.uid_mappings or linux.gid_mappings) and config.namespace("user") is None:
         raise ConfigError("linux.uidMappings", "linux.namespaces has no user namespace to map ids in")
     for what, kind, value in (("hostname", "uts", config.hostname), ("domainname", "uts", config.domainname)):
         if value and config.namespace(kind) is None:
-            raise ConfigError(what, "can be set in a uts namespace only")
+            raise ConfigError(what, "can only be set in a uts namespace")
         if len(os.fsencode(value)) > 64:
             raise ConfigError(what, "is longer than 64 bytes")
     if linux.time_offsets and not config.is_new("time"):
-        raise ConfigError("linux.timeOffsets", "can be set in a new time namespace only")
+        raise ConfigError("linux.timeOffsets", "can only be set in a new time namespace")
     for clock in linux.time_offsets:
         if clock not in ("monotonic", "boottime"):
             raise ConfigError(f"linux.timeOffsets.{clock}", "the clocks are monotonic and boottime")
@@ -70,14 +70,14 @@ def _check_sysctl(config: Config, name: str) -> None:
     """Refuse a parameter that does not belong to a new namespace, because it would change the host."""
     path = f"linux.sysctl.{name}"
     if config.namespace(owner := _owner_of(name)) is None:
-        raise ConfigError(path, f"can be set in a container with a {owner} namespace of its own only")
+        raise ConfigError(path, f"can only be set in a container with its own {owner} namespace")
 
 
 def _owner_of(name: str) -> str:
-    """Return the kind of the namespaces that have a kernel parameter of their own.
+    """Return the kind of the namespaces that have their own value of a kernel parameter.
 
     Raises:
-        ConfigError: none has.
+        ConfigError: no kind has.
     """
     path = f"linux.sysctl.{name}"
     plain = name.replace("/", ".")
@@ -97,7 +97,7 @@ def _owner_of(name: str) -> str:
 
 
 def check_host(config: Config, kind: str) -> None:
-    """Refuse what would change the host, because a joined namespace is the runtime's own.
+    """Refuse changes of the host, when a joined namespace is the runtime's own.
 
     Args:
         config: the configuration.
@@ -117,10 +117,10 @@ def check_host(config: Config, kind: str) -> None:
 
 
 def check_process(process: Process, path: str) -> None:
-    """Check whether the members of a process fit together.
+    """Check for members of a process that contradict each other.
 
     Raises:
-        ConfigError: something does not fit.
+        ConfigError: they contradict each other.
     """
     if not process.args:
         raise ConfigError(f"{path}.args", "must have at least one argument")
@@ -137,7 +137,7 @@ def check_process(process: Process, path: str) -> None:
         if limit.type in seen:
             raise ConfigError(f"{where}.type", f"{limit.type} is given twice")
         if limit.soft > limit.hard:
-            raise ConfigError(f"{where}.soft", f"{limit.soft} is over the hard limit {limit.hard}")
+            raise ConfigError(f"{where}.soft", f"{limit.soft} exceeds the hard limit {limit.hard}")
         seen.add(limit.type)
 
 

@@ -114,7 +114,7 @@ class IOPriority(Model):
 
 
 POLICIES = ("SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "", "SCHED_IDLE", "SCHED_DEADLINE", "SCHED_EXT")
-"""By their numbers. Source: linux/sched.h; SCHED_ISO, number 4, was never there."""
+"""Policies by their numbers. Source: linux/sched.h; number 4, SCHED_ISO, was never implemented."""
 
 
 class Scheduler(Model):
@@ -147,7 +147,7 @@ class Affinity(Model):
 
 
 class Process(Model):
-    """What is run."""
+    """The process to run."""
 
     terminal: bool
     console_size: Box | None
@@ -212,7 +212,7 @@ class Mount(Model):
 
 
 class Hook(Model):
-    """A program that is run at a point of the life cycle."""
+    """A program that is run at a point of the lifecycle."""
 
     path: str
     args: list[str]
@@ -406,7 +406,7 @@ class Config(Model):
 
     @property
     def version(self) -> tuple[int, int]:
-        """The major and minor version of the specification that it is written for."""
+        """The major and minor version of the specification for which it is written."""
         major, minor, *_ = (*self.oci_version.split("."), "0", "0")
         return int(major), int(minor) if minor.isdecimal() else 0
 

@@ -1,4 +1,4 @@
-"""Terminals: sends the master to its holder, or copies between it and the caller's own terminal."""
+"""Terminals: send the master to its owner, or copy between it and the caller's own terminal."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Proxy:
         termios.tcsetattr(0, termios.TCSANOW, attributes)
 
     def follow_size(self) -> None:
-        """Take over the size of the caller's terminal."""
+        """Set the size to that of the caller's terminal."""
         import fcntl
 
         try:
@@ -116,7 +116,7 @@ class Proxy:
             fcntl.ioctl(self.master, _TIOCSWINSZ, size)
 
     def copy(self, source: int, sink: int) -> bool:
-        """Copy what is there. Return False at the end."""
+        """Copy the available bytes. Return False at the end."""
         try:
             content = os.read(source, 65536)
         except OSError:  # the other end of the terminal is closed

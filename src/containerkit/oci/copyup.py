@@ -1,4 +1,4 @@
-"""``tmpcopyup``: a tmpfs that starts with a copy of what it covers.
+"""``tmpcopyup``: a tmpfs that starts with a copy of the directory that it covers.
 
 The runtime fills it before it is attached. The covered directory is opened without following a symlink out of the root
 filesystem. Everything is made on descriptors of the new filesystem, which no other process can reach yet.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from containerkit.oci import config
-from containerkit.oci.birth import Birth
+from containerkit.oci.creation import Creation
 from containerkit.oci.errors import RuntimeFailure, strerror
 
 TYPE_CHECKING = False
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["create", "prepare"]
 
 
-def prepare(call: Call, *, foreground: bool = False) -> Birth:
+def prepare(call: Call, *, foreground: bool = False) -> Creation:
     """Read the bundle of a call.
 
     Args:
         call: the call of the command line.
-        foreground: the caller waits for the container's end.
+        foreground: whether the caller waits for the container's end.
 
     Raises:
         RuntimeFailure: it can't be read, or is invalid.
@@ -29,19 +29,19 @@ def prepare(call: Call, *, foreground: bool = False) -> Birth:
 
     check_id(call.name)
     if len(call.flags.arguments) > 1:
-        raise RuntimeFailure(f"one container at a time, not {' '.join(call.flags.arguments)}")
+        raise RuntimeFailure(f"expected one container id, not {' '.join(call.flags.arguments)}")
     bundle = os.path.abspath(call.flags.text("bundle", "."))
     try:
         os.stat(bundle)
     except OSError as error:
         raise RuntimeFailure(f"bundle {bundle}: {strerror(error.errno or 0)}") from None
     content, found = config.load(bundle, call.flags.text("config", "config.json"))
-    return Birth(call, bundle, content, found, foreground=foreground)
+    return Creation(call, bundle, content, found, foreground=foreground)
 
 
 def create(call: Call) -> int:
     """Make a container whose process waits for ``start``. Source: OCI runtime-spec, runtime.md, "Create"."""
-    birth = prepare(call)
-    birth.make()
-    birth.entry.close()
+    creation = prepare(call)
+    creation.make()
+    creation.entry.close()
     return 0

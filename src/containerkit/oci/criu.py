@@ -1,6 +1,6 @@
-"""What ``checkpoint`` and ``restore`` have in common: their flags, and what parts of a container are outside of it.
+"""The common parts of ``checkpoint`` and ``restore``: their flags, and the external resources of a container.
 
-Each external part has a key, under which ``restore`` finds its replacement. The key of a mount is its target in the
+Each external resource has a key, by which ``restore`` finds its replacement. The key of a mount is its target in the
 configuration, so that another bundle may name other sources.
 
 Source: criu(8).
@@ -105,12 +105,12 @@ def external_mounts(config: Config, groups: Groups | None, terminal: str = "") -
     Args:
         config: the container's configuration.
         groups: its control groups, if it has any.
-        terminal: the path of its terminal on the host, which is new after each return.
+        terminal: the path of its terminal on the host, which is a new one after each restore.
     """
     from containerkit.oci import mountoptions
 
     found = dict.fromkeys(config.linux.masked_paths, "/dev/null")
-    if config.namespace("user") is not None:  # no device can be made there: the host's are bound
+    if config.namespace("user") is not None:  # no device can be made in it, so the host's are bound
         names = [*_DEVICES, *[device.path for device in config.linux.devices]]
         found.update(zip(names, names, strict=True))
     if config.process is not None and config.process.terminal:
@@ -124,7 +124,7 @@ def external_mounts(config: Config, groups: Groups | None, terminal: str = "") -
 
 
 def _group_mounts(target: str, groups: Groups) -> dict[str, str]:
-    """Return where the container sees its control groups, when it has no namespace for them."""
+    """Return where the container sees its control groups, if it has no cgroup namespace."""
     first = [pair for pair in zip(groups.found, groups.places, strict=True) if pair[0].version == 1]
     if not first:
         return {target: groups.unified}
@@ -132,7 +132,7 @@ def _group_mounts(target: str, groups: Groups) -> dict[str, str]:
 
 
 def streams_of(pid: int) -> list[str]:
-    """Return what the standard streams of a process are, as :func:`containerkit._linux.criu.stream` names them."""
+    """Return CRIU's names of the standard streams of a process; see :func:`containerkit._linux.criu.stream`."""
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         inside = {int(line.split(" ", 1)[0]) for line in file}
     return [criu.stream(pid, number, inside) for number in range(3)]
@@ -150,7 +150,7 @@ def perform(
         prepare: called in its process first.
 
     Raises:
-        RuntimeFailure: it failed; with the last errors of its log.
+        RuntimeFailure: it failed. The error has the last lines of its log.
     """
     import subprocess
 

@@ -1,4 +1,4 @@
-"""``delete``: remove a container and everything that was made for it."""
+"""``delete``: remove a container and all its resources."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _waited_s() -> float:
 
 
 def _stop(root: str, name: str, end: float) -> None:
-    """Kill a container without its lock, and the runtime that is still making it, which a hook may block forever."""
+    """Kill a container without its lock, and the runtime that is making it, which a hook may block forever."""
     with store.open_entry(root, name) as entry:
         pid, started = entry.record.get("creator", [0, 0])
         if entry.record.get("phase") == "creating" and pid != os.getpid():
@@ -100,14 +100,14 @@ def _kill_process(name: str, pid: int, started: int, end: float, freezer: str = 
 
 
 def destroy(entry: Entry, end: float | None = None) -> None:
-    """Remove what was made for a container. The lock of its entry must be held.
+    """Remove all resources of a container. The caller must hold the lock of its entry.
 
     Args:
         entry: the record.
-        end: until when to wait for what is in use, by the monotonic clock (default: for 10 seconds).
+        end: the time on the monotonic clock until which to wait for resources in use (default: 10 seconds from now).
 
     Raises:
-        RuntimeFailure: something is in use and can't be removed. The record stays, so that it can be tried again.
+        RuntimeFailure: a resource is in use and can't be removed. The record stays, so that the caller can try again.
     """
     end = time.monotonic() + _PATIENCE_S if end is None else end
     record = entry.record

@@ -28,7 +28,7 @@ def listed(text: str) -> Allowed | None:
         text: the content of ``devices.list``.
 
     Returns:
-        None where all is allowed but for what the kernel does not list.
+        None if all is allowed, except for rules that the kernel does not list.
     """
     found: Allowed = {}
     for line in text.splitlines():
@@ -43,7 +43,7 @@ def allowed(rules: Iterable[DeviceRule]) -> Allowed | None:
     """Return the result of applying the rules one after the other.
 
     Returns:
-        None where they do not begin by denying all, or allow all in the end.
+        None if they do not begin by denying all, or allow all in the end.
     """
     found: Allowed | None = None
     for rule in rules:
@@ -65,8 +65,8 @@ def changes(there: Allowed, wanted: Allowed) -> Iterator[tuple[str, str]]:
     """Yield the texts to write and their files: first new permissions, then removed ones.
 
     Args:
-        there: what the group allows now.
-        wanted: what it must allow.
+        there: the accesses that the group allows now.
+        wanted: the accesses that it must allow.
     """
     for verb, more, less in (("allow", wanted, there), ("deny", there, wanted)):
         for (kind, number), access in more.items():

@@ -1,6 +1,6 @@
 """The steps that make the devices of the container.
 
-In a user namespace the kernel does not make device nodes. There the default devices are bound from the host. Those of
+In a user namespace the kernel makes no device nodes. There the default devices are bound from the host. Those of
 the configuration are made by the runtime outside if it may (``nodes.py``), and otherwise bound from the host.
 
 Source: OCI runtime-spec, config-linux.md, "Devices" and "Default Devices"; mknod(2).

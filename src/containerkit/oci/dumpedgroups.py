@@ -1,7 +1,7 @@
-"""Remove from a checkpoint the control groups that are not the container's.
+"""Remove from a checkpoint the control groups of other programs.
 
-Where a container is in the root of a hierarchy, CRIU records all groups of that hierarchy, those of the whole machine.
-At the restore it would create each of them again, although its owner has removed it long ago.
+If a container is in the root of a hierarchy, CRIU records all groups of that hierarchy, those of the whole host.
+The restore would create each of them again, although its owner may have removed it.
 
 The image is a header (two magic numbers, the length) and a message of Protocol Buffers.
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["keep_own_groups"]
 
 _HEADER = struct.Struct("<III")
-_BYTES = 2  # wire type: a length, and so many bytes
+_BYTES = 2  # wire type: a length, and that number of bytes
 _CONTROLLERS = 2  # field of the image: one for each hierarchy
 _DIRECTORIES = 2  # field of a controller
 _NAME, _CHILDREN, _PROPERTIES = 1, 2, 3  # fields of a directory
@@ -68,7 +68,7 @@ def _controller(field: bytes) -> bytes:
 
 
 def _directory(field: bytes) -> bytes:
-    """Return a directory as it is or, if it is the root of a hierarchy, without what is in it."""
+    """Return a directory unchanged or, if it is the root of a hierarchy, without its content."""
     parts = list(_fields(field[_start_of(field) :]))
     if any(number == _NAME and part[_start_of(part) :].strip(b"/") for number, part in parts):
         return field
@@ -94,12 +94,12 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _start_of(field: bytes) -> int:
-    """Return where the content of a field of bytes begins."""
+    """Return the offset of the content of a field of bytes."""
     return _number(field, _number(field, 0)[1])[1]
 
 
 def _number(message: bytes, at: int) -> tuple[int, int]:
-    """Return a number of variable length, and where it ends."""
+    """Return a number of variable length, and the offset of its end."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -24,11 +24,11 @@ def enter_late(tape: Tape, config: Config, stage: Stage, proc: int, channel: int
     """Add the steps that need a process with its own memory, or one that is already in its control groups.
 
     Args:
-        tape: where to.
+        tape: the tape to which the steps are added.
         config: the container's configuration.
         stage: its namespaces.
         proc: the host's procfs.
-        channel: leads to the runtime.
+        channel: the descriptor of the socket to the runtime.
     """
     for kind, fd in stage.joins:
         if kind == "time":
@@ -44,7 +44,7 @@ def enter_late(tape: Tape, config: Config, stage: Stage, proc: int, channel: int
 
 
 def _time_offsets(tape: Tape, config: Config, stage: Stage, proc: int, channel: int) -> None:
-    """The /proc files of a process that is not dumpable belong to the host's root."""
+    """Add the steps for time offsets. The /proc files of a process that is not dumpable belong to the host's root."""
     if stage.changes_user and stage.privileged:
         protocol.pause(tape, channel, b"o", "time namespace is there")
         return

@@ -10,7 +10,7 @@ __all__ = ["ConfigError", "RuntimeFailure", "StepError", "refused_file", "strerr
 
 
 class RuntimeFailure(ContainerError):  # noqa: N818 - not a mistake of the program
-    """A verb failed; the text is what the user and the engine's log see."""
+    """A verb failed. The text is for the user and the engine's log."""
 
 
 class ConfigError(RuntimeFailure, SpecError):

@@ -1,4 +1,4 @@
-"""``events``: what happens to a container, one JSON object a line."""
+"""``events``: print the events of a container, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def events(call: Call) -> int:
             raise RuntimeFailure("container not running")
         groups = entry.record.get("groups", [])
         if not groups:
-            raise RuntimeFailure("cannot watch: the container has no control groups")
+            raise RuntimeFailure("events: the container has no control groups, so nothing can be watched")
         if call.flags.has("stats"):
-            _tell(entry.id, "stats", statistics(groups))
+            _print_event(entry.id, "stats", statistics(groups))
             return 0
         _watch(call, entry.id, entry.pid, groups)
     return 0
@@ -65,23 +65,23 @@ def _watch(call: Call, name: str, pid: int, groups: list[str]) -> None:
         while True:
             try:
                 stats = _read(groups)
-            except FileNotFoundError:  # deleted meanwhile
+            except FileNotFoundError:  # deleted in the meantime
                 return
             seen = stats.memory.oom_kills or 0 if stats.memory is not None else 0
             for _ in range(seen - kills):
-                _tell(name, "oom", None)
+                _print_event(name, "oom", None)
             kills = seen
             if ended:
                 return
             if time.monotonic() >= due:
-                _tell(name, "stats", _shaped(stats))
+                _print_event(name, "stats", _shaped(stats))
                 due = time.monotonic() + interval_s
             ended = bool(poller.poll(min(interval_s, _LOOK_S) * 1000))
     finally:
         os.close(pidfd)
 
 
-def _tell(name: str, kind: str, data: object) -> None:
+def _print_event(name: str, kind: str, data: object) -> None:
     event = {"type": kind, "id": name} | ({} if data is None else {"data": data})
     os.write(1, jsontext.dumps(event).encode() + b"\n")
 

@@ -52,14 +52,14 @@ def execute(call: Call) -> int:
     return code
 
 
-# --- what is run
+# --- the process to run
 
 
 def _process(flags: Flags, config: Config) -> Process:
     """Return the process that the flags describe, based on the container's own.
 
     Raises:
-        RuntimeFailure: nothing to run, or a file that can't be read.
+        RuntimeFailure: there is no program to run, or a file can't be read.
         ConfigError: the description is not valid.
     """
     path = flags.text("process")
@@ -122,7 +122,7 @@ def _user(text: str, former: User) -> User:
 
 
 def _number(text: str, what: str) -> int:
-    """Read an id strictly: what is not a number never becomes root (CVE-2026-30892)."""
+    """Read an id strictly, so that a word that is not a number never means root (CVE-2026-30892)."""
     if not text.isascii() or not text.isdecimal():
         raise RuntimeFailure(f"{what}: {text!r} is not an id")
     return int(text)
@@ -139,7 +139,7 @@ def _add_capabilities(process: Process, names: list[str]) -> None:
     process.capabilities = found
 
 
-# --- how it gets there
+# --- how it joins the container
 
 
 def _below(places: list[str], wanted: list[str]) -> list[str]:
@@ -147,10 +147,10 @@ def _below(places: list[str], wanted: list[str]) -> list[str]:
 
     Args:
         places: the directories of the container's groups.
-        wanted: the values of the flag; without a controller one is for all of them.
+        wanted: the values of the flag. A value without a controller applies to all of them.
 
     Raises:
-        RuntimeFailure: a path that leads out, or a controller without a group.
+        RuntimeFailure: a path leads out, or a controller has no group.
     """
     from containerkit.oci.cgroups import Groups, hierarchies
 
@@ -176,9 +176,9 @@ class Joining(Partner):
     Args:
         call: the call of the command line.
         config: the container's configuration.
-        process: what is run.
+        process: the process to run.
         entry: the container's record.
-        foreground: the caller waits for its end.
+        foreground: whether the caller waits for its end.
     """
 
     def __init__(self, call: Call, config: Config, process: Process, entry: Entry, *, foreground: bool) -> None:
@@ -204,7 +204,7 @@ class Joining(Partner):
                 with theirs:
                     self._write_tape(theirs.fileno(), proc, time, target)
                     self._start(theirs.fileno(), [proc, *self.doors, *([time] if time >= 0 else [])])
-                self.converse(ours, {b"n": self._on_namespaces, b"r": self._on_ready}, b"r")
+                self.serve_start(ours, {b"n": self._on_namespaces, b"r": self._on_ready}, b"r")
                 self._await_exec(ours)
         except BaseException:
             self.kill()
@@ -225,7 +225,7 @@ class Joining(Partner):
         return pidfd
 
     def _open_time(self) -> int:
-        """Only a process that is alone in its memory can join a time namespace: the walker does it by itself."""
+        """Open the time namespace. Only a process with its own memory can join it, so the new process does so."""
         if self.config.namespace("time") is None:
             return -1
         return self._open_of_container("ns/time_for_children", os.O_RDONLY)
@@ -244,7 +244,7 @@ class Joining(Partner):
         return fd
 
     def _open_doors(self) -> list[int]:
-        """Return the files by which the process joins the container's control groups, or one of its own below them."""
+        """Return the files by which the process joins the container's control groups, or its own group below them."""
         from containerkit.oci.cgroups import open_doors
 
         places: list[str] = self.entry.record.get("groups", [])
@@ -274,7 +274,7 @@ class Joining(Partner):
             may_set_groups=may_set_groups(self.entry.pid),
             keeps_groups=keeps_groups(self.config),
         )
-        tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="keep others out of this process")
+        tape.call("prctl", k.PR_SET_DUMPABLE, 0, 0, 0, 0, target="protect this process from others")
         tape.call("umask", 0)
         if process.exec_cpu_affinity is not None:
             payload.affinity(process.exec_cpu_affinity.initial, "process.execCPUAffinity.initial")
@@ -353,7 +353,7 @@ class Joining(Partner):
             set_limits(self.pid, self.process, "process")
 
     def _await_exec(self, channel: Channel) -> None:
-        """The channel closes when the program has been executed; the pid file tells the engine so."""
+        """Wait until the channel closes, which means that the program was executed. Then write the pid file."""
         message = protocol.receive(channel)
         if isinstance(message, protocol.Failure):
             raise self.failure(message)

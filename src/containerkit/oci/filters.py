@@ -30,7 +30,7 @@ NEW_LISTENER = 8
 _TSYNC_ESRCH = 16
 _DIRECTORY = ".seccomp"
 _KEPT = 64
-_DEADLOCK = "the process would wait for the agent before the agent has the listener (hint: name the calls to ask about)"
+_DEADLOCK = "the process would wait for the agent before the agent has the listener (hint: name the calls)"
 _FORMAT = 4
 _NOTIFY = "SCMP_ACT_NOTIFY"
 _PATH = "linux.seccomp"
@@ -42,7 +42,7 @@ def program(profile: dict[str, Any], capabilities: Iterable[str], root: str) -> 
     Args:
         profile: ``linux.seccomp``.
         capabilities: the names that the process holds.
-        root: the runtime's, where programs are kept.
+        root: the runtime's directory, in which programs are cached.
 
     Raises:
         ConfigError: the profile is malformed.
@@ -124,7 +124,7 @@ def _answer_newer(seccomp: Seccomp) -> Seccomp:
 
 
 def _refuse_deadlock(profile: dict[str, Any]) -> None:
-    """Refuse a filter that asks about write(2). The process uses this call to hand over its listener."""
+    """Refuse a filter that asks the agent about write(2). The process needs this call to send its listener."""
     if profile.get("defaultAction") == _NOTIFY:
         raise ConfigError(f"{_PATH}.defaultAction", f"{_NOTIFY} can't be the default: {_DEADLOCK}")
     rules = profile.get("syscalls")

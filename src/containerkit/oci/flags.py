@@ -1,4 +1,4 @@
-"""Reads the flags of a command line: ``--name VALUE``, ``--name=VALUE``, ``-n VALUE``, ``-nVALUE``, one dash or two.
+"""Read the flags of a command line: ``--name VALUE``, ``--name=VALUE``, ``-n VALUE``, ``-nVALUE``, one dash or two.
 
 It does not use argparse, whose import takes longer than most verbs do.
 """
@@ -76,10 +76,10 @@ def read(
     Args:
         words: the command line after the verb.
         known: each flag's kind: ``"switch"``, ``"value"``, or the name of the flag that it is short for.
-        anywhere: flags may come after arguments too; otherwise the first argument ends them.
+        anywhere: whether flags may come after arguments too. Otherwise the first argument ends them.
 
     Raises:
-        RuntimeFailure: an unknown flag, or one without its value.
+        RuntimeFailure: a flag is unknown, or has no value.
     """
     flags = Flags()
     position = 0

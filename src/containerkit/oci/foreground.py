@@ -1,4 +1,4 @@
-"""Waits for a process in the foreground: signals are forwarded to it, and a terminal is copied."""
+"""Wait for a process in the foreground: forward signals to it, and copy its terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KEPT = (9, 19, _SIGCHLD, 20, 21, 22, 23, 11, 7, 8, 4, 13)
 
 
 def interruptible() -> None:
-    """Handle the usual signals during a start like a failure, so that everything made is removed."""
+    """Treat the usual signals during a start as a failure, so that everything made is removed."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise RuntimeFailure(f"interrupted by signal {number}")
@@ -63,10 +63,10 @@ def forward(pidfd: int, proxy: Proxy | None = None) -> None:
 
     Args:
         pidfd: the other process.
-        proxy: its terminal, which follows the size of the caller.
+        proxy: its terminal, which gets the size of the caller's.
     """
 
-    def hand_on(number: int, _frame: FrameType | None) -> None:
+    def forward_one(number: int, _frame: FrameType | None) -> None:
         if number == _SIGWINCH and proxy is not None:
             proxy.follow_size()
             return
@@ -77,7 +77,7 @@ def forward(pidfd: int, proxy: Proxy | None = None) -> None:
 
     for number in range(1, 65):
         if number not in _KEPT and number not in (32, 33):
-            _signal.signal(number, hand_on)
+            _signal.signal(number, forward_one)
 
 
 def _poll(watched: list[tuple[int, int]], timeout_ms: int | None = None) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""Hooks: programs that are run at points of the life cycle, with the container's state on their standard input.
+"""Hooks: programs that are run at points of the lifecycle, with the container's state on their standard input.
 
 This module starts the hooks that run in the runtime's namespaces. :mod:`.innerhooks` starts those that run in the
 container's namespaces.
@@ -35,9 +35,9 @@ def run(kind: str, hooks: Sequence[Hook], state: dict[str, Any], start: Starter,
 
     Args:
         kind: their name in the configuration, for messages.
-        hooks: what to run.
+        hooks: the hooks.
         state: the container's state.
-        start: what starts one.
+        start: the function that starts one.
         first: the number of the first hook in the configuration.
 
     Raises:
@@ -130,10 +130,10 @@ def take_streams(tape: Tape, source: int, sink: int) -> None:
 
 
 def wait_for(pidfd: int, timeout_s: int | None) -> int | bool:
-    """Wait for a child; kill it when the time is up.
+    """Wait for a child. Kill it if the timeout expires.
 
     Returns:
-        Its exit status, minus the signal that killed it, or True if it took too long.
+        Its exit status, the negative number of the signal that killed it, or True if the timeout expired.
     """
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)

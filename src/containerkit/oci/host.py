@@ -1,4 +1,4 @@
-"""Facts about the runtime itself, such as its privileges, and what it does to a process from outside."""
+"""Facts about the runtime itself, such as its privileges, and operations on a process from outside."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Host:
 
     @property
     def raises_limits(self) -> bool:
-        """Whether it may set the resource limits of any process."""
+        """Return whether it may set the resource limits of any process."""
         return bool(self.permitted & _SYS_RESOURCE)
 
     @property
@@ -143,7 +143,7 @@ def set_score(pid: int, wanted: int, *, nested: bool) -> None:
     Args:
         pid: the process.
         wanted: -1000 to 1000.
-        nested: the runtime is in a user namespace. The score can't be lowered there, so it is left unchanged.
+        nested: whether the runtime is in a user namespace. There the score can't be lowered, so it stays unchanged.
 
     Raises:
         ConfigError: it can't be set.

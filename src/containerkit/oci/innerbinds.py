@@ -46,7 +46,7 @@ class InnerBinds:
         channel: leads to the runtime, which maps the ids of mounts.
 
     Attributes:
-        idmaps: the numbers of the mounts whose ids are to be mapped, in the order in which the process names them.
+        idmaps: the numbers of the mounts whose ids must be mapped, in the order in which the process requests it.
     """
 
     def __init__(self, builder: Builder, channel: int) -> None:
@@ -59,7 +59,7 @@ class InnerBinds:
         """Return whether a mount is such a bind, and record it if so.
 
         Args:
-            number: of the mount in the configuration.
+            number: the number of the mount in the configuration.
             source: its absolute path on the host.
         """
         root = self._builder.rootfs
@@ -78,9 +78,9 @@ class InnerBinds:
         """Add the steps of one such bind.
 
         Args:
-            number: of the mount in the configuration.
+            number: the number of the mount in the configuration.
             options: its options.
-            target: where it goes.
+            target: the mount point.
         """
         builder, targets, tape = self._builder, self._builder.targets, self._builder.tape
         source = targets.resolve(self._paths[number])

@@ -40,13 +40,13 @@ __all__ = ["before_pivot", "confined"]
 def before_pivot(
     stage: Stage, rootfs: str, env: Sequence[bytes], places: Sequence[str], time_namespace: str
 ) -> Starter:
-    """Return what starts a ``createContainer`` hook.
+    """Return a function that starts a ``createContainer`` hook.
 
     Its path is resolved on the host's files. Its working directory is the container's root. Without ``env`` it has the
     environment of ``process``.
 
     Args:
-        stage: how to enter the container's namespaces.
+        stage: the container's namespaces.
         rootfs: the path of the root filesystem.
         env: the environment of ``process``.
         places: the directories of the control groups.
@@ -102,7 +102,7 @@ def _inner_tape(path: str, rootfs: str, doors: Sequence[int], time: Sequence[int
 
 
 def confined(entry: Entry, config: Config) -> Starter:
-    """Return what starts a ``startContainer`` hook. Its environment is that of ``process`` unless it has ``env``.
+    """Return a function that starts a ``startContainer`` hook. Without ``env`` the hook has that of ``process``.
 
     Args:
         entry: the record of a created container.
@@ -118,7 +118,7 @@ def confined(entry: Entry, config: Config) -> Starter:
 
 
 class _Joining(Joining):
-    """A hook that enters a container: an ``exec`` without a flag, whose streams are the hook's."""
+    """A hook that enters a container: an ``exec`` without flags, with the hook's streams."""
 
     def __init__(self, entry: Entry, config: Config, hook: Hook, streams: tuple[int, int]) -> None:
         assert config.process is not None

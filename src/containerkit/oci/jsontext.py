@@ -1,4 +1,4 @@
-"""Reads and writes JSON with the interpreter's own scanner, because the ``json`` package takes long to import."""
+"""Read and write JSON with the interpreter's own scanner, because the ``json`` package takes long to import."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def loads(text: bytes | str) -> Any:
     """Read a JSON document.
 
     Raises:
-        ValueError: it is not valid JSON. The text says where.
+        ValueError: it is not valid JSON. The text has the position.
 
     Source: RFC 8259.
     """

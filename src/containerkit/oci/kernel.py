@@ -1,4 +1,4 @@
-"""System calls of the runtime itself, made by the compiled module, and processes that execute a tape."""
+"""System calls of the runtime itself, through the compiled module, and processes that execute a tape."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def open_inside(root: int, path: str | bytes, flags: int, *, plain: bool = False
 
 
 def open_regular(root: int, path: str | bytes, *, plain: bool = False) -> int:
-    """Open a regular file for reading that can't lie outside of ``root``.
+    """Open a regular file below ``root`` for reading.
 
     Its type is checked before it is opened, because opening a device or a pipe of the image can have effects.
 
@@ -187,9 +187,9 @@ def spawn(
         tape: the steps.
         argv: the argument vector of its exec.
         envp: the environment of its exec.
-        share_files: the tape opens descriptors for this process.
-        no_process: the tape ends without an exec.
-        hides: no process that already runs may read the shared memory.
+        share_files: whether the tape opens descriptors for this process.
+        no_process: whether the tape ends without an exec.
+        hides: whether to prevent that running processes read the shared memory.
 
     Returns:
         pid, pidfd and the slots at the end.

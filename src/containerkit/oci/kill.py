@@ -45,7 +45,7 @@ def _kill(call: Call, name: str, signal: int) -> None:
         elif status != "stopped":
             send(entry, signal)
         if everyone or (entry.record.get("joinsPid") and signal == _SIGKILL):
-            # Without a pid namespace of its own, the other processes go on when the first one ends.
+            # Without its own pid namespace, the other processes continue after the first one has ended.
             from containerkit.oci import cgroups
 
             cgroups.kill_all(entry.record.get("groups", []), signal)

@@ -65,7 +65,7 @@ def _code(arguments: str) -> str:
 
 
 def _hidden_from_others() -> str:
-    """Return the first of the directories and files that the program needs which other users can't read."""
+    """Return the first directory or file that the program needs and that other users can't read."""
     import containerkit
 
     needed = (sys.executable, os.path.realpath(sys.executable), os.path.dirname(containerkit.__file__))

@@ -1,4 +1,4 @@
-"""The hooks that calls after ``create`` run. They are read from the recorded configuration."""
+"""The hooks that verbs after ``create`` run. They are read from the recorded configuration."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def poststart(entry: Entry) -> None:
     wanted = stored_config(entry)
     for number, hook in enumerate(wanted.hooks.poststart):
         try:
-            hooks.run("poststart", [hook], entry.state(), _beside(entry), first=number)
+            hooks.run("poststart", [hook], entry.state(), _starter(entry), first=number)
         except RuntimeFailure as error:
             if wanted.version >= _FAILS_SINCE:
                 if entry.is_running():
@@ -70,16 +70,16 @@ def poststart(entry: Entry) -> None:
             _warn(error)
 
 
-def _beside(entry: Entry) -> hooks.Starter:
+def _starter(entry: Entry) -> hooks.Starter:
     return hooks.in_runtime_namespaces(entry.record.get("bundle", "/"))
 
 
 def poststop(entry: Entry) -> None:
-    """Run the ``poststop`` hooks. If one fails, the others are run and the container is removed all the same."""
+    """Run the ``poststop`` hooks. If one fails, the others are still run, and the container is removed."""
     state = {**entry.state(), "status": "stopped", "pid": 0}
     for number, hook in enumerate(stored_config(entry).hooks.poststop):
         try:
-            hooks.run("poststop", [hook], state, _beside(entry), first=number)
+            hooks.run("poststop", [hook], state, _starter(entry), first=number)
         except RuntimeFailure as error:
             _warn(error)
 

@@ -28,11 +28,11 @@ def apply(groups: Groups, resources: Resources, *, update: bool = False, nested:
     """Write all limits.
 
     Args:
-        groups: the container's.
+        groups: the container's groups.
         resources: the limits.
-        update: the container already exists. Device rules are changed only if some are given.
-        nested: the runtime lacks CAP_SYS_ADMIN on the host, so the kernel does not let it set device rules. A process
-            in a user namespace can't make devices, and has only those that the host has passed to it.
+        update: whether the container already exists. Then device rules are changed only if some are given.
+        nested: whether the runtime has no CAP_SYS_ADMIN on the host, so that it can't set device rules. A process
+            in a user namespace can't make devices, and has only those that the host passed to it.
 
     Raises:
         ConfigError: no mounted hierarchy enforces a limit.
@@ -82,12 +82,12 @@ def weight_of_shares(shares: int) -> int:
 
 
 def cpu_max(now: str, quota: int | None, period: int | None) -> str:
-    """Return what to write to version 2's cpu.max. A value that is not given is kept.
+    """Return the value for version 2's cpu.max. A value that is not given stays.
 
     Args:
         now: the content of the file.
-        quota: in microseconds; -1 for no limit, None or 0 for the one in force.
-        period: in microseconds; None or 0 for the one in force.
+        quota: in microseconds; -1 for no limit, None or 0 for the present one.
+        period: in microseconds; None or 0 for the present one.
 
     Source: cpu.max in Documentation/admin-guide/cgroup-v2.rst.
     """
@@ -98,11 +98,11 @@ def cpu_max(now: str, quota: int | None, period: int | None) -> str:
 
 
 def swap_max(limit: int | None, swap: int) -> str:
-    """Return what to write to version 2's memory.swap.max, which limits swap alone.
+    """Return the value for version 2's memory.swap.max, which limits swap alone.
 
     Args:
-        limit: ``memory.limit`` in bytes; -1 for no limit, None where it is not given.
-        swap: ``memory.swap`` in bytes, which counts memory too; -1 for no limit, 0 for no swap at all, as crun has it.
+        limit: ``memory.limit`` in bytes; -1 for no limit, None if it is not given.
+        swap: ``memory.swap`` in bytes, which includes memory; -1 for no limit, 0 for no swap at all, as in crun.
 
     Raises:
         ConfigError: the memory limit is not known, or is greater than ``swap``.
@@ -117,7 +117,7 @@ def swap_max(limit: int | None, swap: int) -> str:
 
 
 def _why_kept(groups: Groups, controller: str) -> str:
-    """Name the parent group that withholds a version 2 controller from the container's group, and the remedy.
+    """Return which parent group does not enable a version 2 controller for the container's group, and the remedy.
 
     Returns:
         An empty string if version 2 does not have the controller at all.
@@ -186,7 +186,7 @@ class _Writer:
             )
         if limit is not None:
             if memory.check_before_update and 0 < limit <= int(read_file(f"{self.groups.unified}/memory.current") or 0):
-                raise ConfigError(f"{_PATH}.memory.limit", f"{limit} is less than what is in use")
+                raise ConfigError(f"{_PATH}.memory.limit", f"{limit} is less than the memory in use")
             self.put("memory", "memory.max", _bytes(limit), "memory.limit")
 
     def _memory_1(self, memory: Memory) -> None:
@@ -432,7 +432,7 @@ class _Rule:
 
 
 def _allow_all(file: str) -> None:
-    """Only a process with CAP_SYS_ADMIN may allow what the parent group allows."""
+    """Write ``a`` to a file. Only a process with CAP_SYS_ADMIN may allow all devices of the parent group."""
     try:
         write(file, "a")
     except RuntimeFailure as error:
@@ -462,7 +462,7 @@ _STANDARD = (
 
 
 def _standard_rules() -> list[DeviceRule]:
-    """Return what every container may use. Source: OCI runtime-spec, config-linux.md, "Default Devices"."""
+    """Return the rules for the default devices. Source: OCI runtime-spec, config-linux.md, "Default Devices"."""
     from containerkit.oci.resources import DeviceRule
 
     make: Callable[[dict[str, object]], DeviceRule] = lambda value: DeviceRule.read(value, "")  # noqa: E731 - a name for the type

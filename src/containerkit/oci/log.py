@@ -1,4 +1,4 @@
-"""The log that engines read: one line for each message, as text or as JSON.
+"""The log for engines: one line for each message, as text or as JSON.
 
 podman parses the whole file as one JSON object. containerd takes the last line of level ``error``. So if a verb fails,
 only its error is written, unless ``--debug`` is given. Warnings are written after the verb has succeeded.
@@ -28,15 +28,15 @@ def timestamp(nanoseconds: int | None = None) -> str:
 
 
 class Log:
-    """Where messages go.
+    """The destination of messages.
 
     Args:
         path: the file that ``--log`` names, or empty for none.
         style: ``"text"`` or ``"json"``.
-        debug: whether messages of level ``debug`` are wanted.
+        debug: whether to write messages of level ``debug``.
 
     Raises:
-        RuntimeFailure: another style, or a file that can't be written.
+        RuntimeFailure: the style is unknown, or the file can't be written.
     """
 
     __slots__ = ("debugs", "path", "style", "warnings")
@@ -60,7 +60,7 @@ class Log:
         """Record a warning, to be written if the verb succeeds."""
         self.warnings.append(message)
 
-    def tell_warnings(self) -> None:
+    def write_warnings(self) -> None:
         """Write the recorded warnings to the log, or to the standard error if there is no log."""
         for message in self.warnings:
             self._write("warning", message)
@@ -82,7 +82,7 @@ class Log:
             line = f'time="{timestamp()}" level={level} msg={jsontext.dumps(message)}'
         try:
             self._append(line.encode(errors="surrogateescape") + b"\n")
-        except RuntimeFailure as error:  # a full disk does not undo what the verb has done
+        except RuntimeFailure as error:  # a full disk does not undo the work of the verb
             sys.stderr.write(f"warning: {error}\n" if level == "error" else f"{level}: {message}\nwarning: {error}\n")
 
     def _append(self, content: bytes) -> None:

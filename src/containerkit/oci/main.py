@@ -155,8 +155,8 @@ class Call:
     """One call of the command line.
 
     Attributes:
-        root: where containers are recorded.
-        journal: where messages go.
+        root: the directory of the records.
+        journal: the log.
         manager: ``"cgroupfs"``, ``"systemd"`` or ``"disabled"``.
         flags: the verb's own.
         options: the global ones.
@@ -232,7 +232,7 @@ def main(words: Sequence[str] | None = None, *, resumed: str | None = None) -> i
 
 
 def leave(status: int) -> None:
-    """End the process at once. The kernel frees its resources faster than the interpreter would.
+    """End the process immediately. The kernel frees its resources faster than the interpreter would.
 
     Args:
         status: its exit status.
@@ -269,7 +269,7 @@ def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log, resum
     call = Call(options, flags, journal, begun, handed_over=resumed is not None)
     place = __import__(f"containerkit.oci.{module}", fromlist=[function])
     status: int = getattr(place, function)(call)
-    journal.tell_warnings()
+    journal.write_warnings()
     return status
 
 

@@ -1,4 +1,4 @@
-"""The steps that cover paths inside and set kernel parameters, after all mounts are made."""
+"""The steps that mask paths and set kernel parameters, after all mounts are made."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def readonly_paths(builder: Builder) -> None:
 
 
 def sysctls(builder: Builder, proc: int) -> None:
-    """Add the steps that set kernel parameters. The kernel sets those of the namespace.
+    """Add the steps that set kernel parameters of the container's namespaces.
 
     Args:
         builder: the root.

@@ -1,4 +1,4 @@
-"""The options of a mount, sorted: what the mount has, what the filesystem has, and what the runtime itself does.
+"""The options of a mount, sorted: those of the mount, those of the filesystem, and those for the runtime itself.
 
 Source: OCI runtime-spec, config.md, "Linux mount options"; mount(8), mount_setattr(2).
 """
@@ -67,7 +67,7 @@ class Options:
 
     Attributes:
         bind: it is a bind, even if its type is another.
-        recursive: with the mounts below the source.
+        recursive: whether to include the mounts below the source.
         set, clear: attributes of the mount itself.
         tree_set, tree_clear: attributes of the mount and all below it.
         propagation: pairs of ``MS_*`` and whether it is for the whole tree.
@@ -108,7 +108,7 @@ class Options:
             self.clear = self.clear & ~set_flags | clear
 
     def take(self, name: str, value: str | None) -> None:
-        """Record an option of the filesystem. The last one of a name wins, except where a name may be repeated."""
+        """Record an option of the filesystem. The last one of a name wins, unless the name may be repeated."""
         self.data.append((name, value))
 
 
@@ -126,9 +126,9 @@ def read(words: Sequence[str], path: str) -> Options:
                 raise ConfigError(f"{path}[{index}]", f"{word!r} is not an option")
             found.take(name, value if equals else None)
     if found.copy_up and found.bind:
-        raise ConfigError(path, "tmpcopyup is for tmpfs, not for a bind")
+        raise ConfigError(path, "tmpcopyup applies only to tmpfs, not to a bind")
     if found.copy_symlink and not found.bind:
-        raise ConfigError(path, "copy-symlink is for a bind")
+        raise ConfigError(path, "copy-symlink applies only to a bind")
     return found
 
 

@@ -1,6 +1,6 @@
-"""From the runtime to the container's first process: namespaces joined and made, id maps, the walker.
+"""The way from the runtime to the container's first process: join and make namespaces, write id maps, exec the init.
 
-Stage 1 shares the runtime's memory. It joins the namespaces that are to be joined, clones stage 2 into the new ones,
+Stage 1 shares the runtime's memory. It joins existing namespaces, clones stage 2 into the new ones,
 writes the id maps and ends. Stage 2 becomes the container's root and execs the static init in its mode ``walk``. From
 then on a process with no memory of the runtime executes the tape. It outlives the runtime.
 """
@@ -95,7 +95,7 @@ class Stage:
 
     @property
     def denies_groups(self) -> bool:
-        """Whether setgroups(2) has to be denied before the group map may be written."""
+        """Return whether setgroups(2) must be denied before the group map may be written."""
         return "user" in self.new and not self.privileged and len(self.gid_maps) == 1 and self.gid_maps[0].size == 1
 
     def tape(self, image: int, passed: Sequence[int]) -> Tape:
@@ -104,7 +104,7 @@ class Stage:
         self._join(tape)
         flags = k.CLONE_PARENT
         for kind in self.new:
-            if kind not in ("time", "cgroup"):  # the walker enters these itself
+            if kind not in ("time", "cgroup"):  # the first process enters these itself
                 flags |= FLAGS[kind]
         shown = ", ".join(kind for kind in self.new if kind not in ("time", "cgroup"))
         pid = tape.slot("pid")
@@ -130,7 +130,7 @@ class Stage:
             tape.call("setns", *self.target, target="the container's namespaces", hint="the container has stopped")
             return
         joins = sorted(self.joins, key=lambda each: list(FLAGS).index(each[0]))
-        if os.geteuid() == 0:  # a process that may enter them from outside does so before it loses that privilege
+        if os.geteuid() == 0:  # a process that may join them from outside does so before it loses that privilege
             joins.sort(key=lambda each: each[0] == "user")
         for kind, fd in joins:
             if kind != "time":
@@ -170,7 +170,7 @@ class Stage:
 
     @staticmethod
     def _write(tape: Tape, pid: Slot, at: Slot, name: str, content: bytes) -> None:
-        hint = "the runtime must own the ids outside"
+        hint = "the runtime must own the host's ids"
         tape.step(k.STEP_OPEN_PROC, "open", pid, name.encode(), k.O_WRONLY, target=name, result=at)
         tape.call("write", at, tape.block(content), len(content), target=f"{name} {content.decode()!r}", hint=hint)
         tape.step(k.STEP_CLOSE, "close", at)
@@ -179,7 +179,7 @@ class Stage:
 def walk(
     stage: Stage, inner: Tape, argv: Sequence[bytes], envp: Sequence[bytes], channel: int, passed: Sequence[int]
 ) -> tuple[int, int]:
-    """Start the process that walks ``inner``.
+    """Start the process that executes ``inner``.
 
     Args:
         stage: its namespaces.
@@ -219,7 +219,7 @@ def _explained(error: StepError) -> StepError:
 
 
 def is_own(kind: str, fd: int) -> bool:
-    """Return whether a namespace that is joined is the runtime's own.
+    """Return whether a joined namespace is the runtime's own.
 
     Args:
         kind: the specification's name of it.

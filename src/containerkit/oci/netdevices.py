@@ -1,4 +1,4 @@
-"""``linux.netDevices``: moves network devices of the runtime's namespace into the container's.
+"""``linux.netDevices``: move network devices of the runtime's namespace to the container's.
 
 Source: OCI runtime-spec, config-linux.md, "Network Devices"; rtnetlink(7), RTM_SETLINK.
 """
@@ -26,7 +26,7 @@ _ERROR = 2
 
 
 def move(devices: Mapping[str, NetDevice], pid: int) -> None:
-    """Move devices, by their names here, and give them the names that they have inside.
+    """Move devices, and rename them to their names inside.
 
     Args:
         devices: by name, with the new name.

@@ -1,4 +1,4 @@
-"""Device nodes made outside, for a container in whose user namespace none can be made.
+"""Device nodes that the runtime makes, for a container in whose user namespace none can be made.
 
 They have the mode and the owner that the configuration gives. The host's own file at the path is not changed.
 """

@@ -71,8 +71,8 @@ class Listener:
 
     Args:
         entry: the container's record; its first process is alive.
-        name: where the manager listens.
-        journal: takes a warning if the manager can't be notified. The container runs all the same.
+        name: the address of the manager.
+        journal: gets a warning if the manager can't be notified. The container runs anyway.
 
     Raises:
         RuntimeFailure: the socket can't be made.
@@ -88,7 +88,7 @@ class Listener:
         try:
             self._pidfd = os.pidfd_open(entry.pid)
             self._socket.bind(path)
-            os.chmod(path, 0o777)  # for any user that the program has
+            os.chmod(path, 0o777)  # for any user that the program may have
         except OSError as error:
             self.close()
             raise RuntimeFailure(f"make {entry.path}/{DIRECTORY}/{_NAME}: {strerror(error.errno or 0)}") from None
@@ -113,7 +113,7 @@ class Listener:
                 ready = dict(poller.poll())
                 if self.fileno() in ready:
                     if self._is_ready():
-                        self._tell(self.pid)
+                        self._notify(self.pid)
                         return
                 elif self._pidfd in ready:
                     return
@@ -129,13 +129,13 @@ class Listener:
         if not self._is_ready():
             return False
         with self:
-            self._tell(0)
+            self._notify(0)
         return True
 
     def _is_ready(self) -> bool:
         return _READY in self._socket.recv(4096).split(b"\n")
 
-    def _tell(self, main: int) -> None:
+    def _notify(self, main: int) -> None:
         """Tell the manager that the container is ready, and to watch process ``main`` if that is not 0."""
         outside = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""A place outside the container's root for mounts that will be cloned again.
+"""A directory outside the container's root for mounts that will be cloned again.
 
 Since Linux 6.8 mountinfo lists mounts in the order in which they were made, not attached. The runtime must clone the
 sources of binds before the container has its namespaces, and so before any of the container's own filesystems is
@@ -28,7 +28,7 @@ _CLONE = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC
 
 
 def lists_by_age(are_binds: Sequence[bool]) -> bool:
-    """Return whether this kernel would list the mounts in another order than the configuration's.
+    """Return whether this kernel would list the mounts in another order than the configuration.
 
     Args:
         are_binds: for each mount of the configuration whether it is a bind.
@@ -40,7 +40,7 @@ def lists_by_age(are_binds: Sequence[bool]) -> bool:
 
 
 class Parking:
-    """The place, on a tmpfs of its own.
+    """The directory, on its own tmpfs.
 
     Args:
         builder: the root, whose tape takes the steps.
@@ -52,7 +52,7 @@ class Parking:
         self._new_filesystem = builder.new_filesystem
 
     def attach(self, place: bytes) -> None:
-        """Add the steps that make it, over the directory on which the container's root comes next."""
+        """Add the steps that mount it over the directory on which the container's root is mounted next."""
         tape = self.tape
         self._new_filesystem("tmpfs", [("mode", "700")], 0, self._tree, "parking")
         tape.call("mkdirat", self._tree, b"directory", 0o700, target="parking")
@@ -61,7 +61,7 @@ class Parking:
         tape.call("move_mount", self._tree, b"", k.AT_FDCWD, place, flags, target="parking")
 
     def clone(self, tree: Descriptor, what: str, *, directory: bool) -> Slot:
-        """Add the steps that park a mount with all below it, over what is parked; return the register of its clone."""
+        """Add the steps that attach a mount tree here, over the previous one, and clone it. Return the clone's slot."""
         name = b"directory" if directory else b"file"
         self.tape.call("move_mount", tree, b"", self._tree, name, k.MOVE_MOUNT_F_EMPTY_PATH, target=f"park {what}")
         found = self.tape.slot(f"tree {len(self.tape)}")

@@ -1,6 +1,6 @@
-"""The steps by which a process inside becomes the command: its terminal, its user, its privileges, its program.
+"""The steps by which a process inside becomes the command: terminal, user, privileges, program.
 
-Everything that can fail is done before the gate, so that ``create`` reports it. Only what must be last is done after
+All steps that can fail come before the gate, so that ``create`` reports errors. Only those that must be last come after
 it.
 """
 
@@ -91,7 +91,7 @@ class Payload:
     """Writes the end of a tape.
 
     Args:
-        tape: where to.
+        tape: the tape to which the steps are added.
         process: the process.
         path: its JSON path in the configuration.
         masks: its capabilities.
@@ -302,7 +302,7 @@ class Payload:
         return f'chdir to cwd ("{self.process.cwd}") set in {self.path}.cwd'
 
     def _enter_again(self, entered: Slot) -> None:
-        """Add the steps by which the user enters it. This must succeed if root failed, as on a network filesystem."""
+        """Add the steps by which the user enters it. They must succeed if root failed, as on a network filesystem."""
         tape = self.tape
         at = tape.slot("cwd again")
         opened = self._open_directory(at, (EACCES, EPERM))
@@ -315,7 +315,7 @@ class Payload:
         tape.leap_here(there)
 
     def listen(self, channel: int) -> None:
-        """Add the steps that install a filter that asks an agent, while the runtime can pass the listener on."""
+        """Add the steps that install a filter with an agent, while the runtime can still pass the listener on."""
         tape = self.tape
         listener = tape.slot("listener")
         if self.process.no_new_privileges:
@@ -361,7 +361,7 @@ class Payload:
         low, high = self.held & 0xFFFFFFFF, self.held >> 32
         header = self.tape.block(pack("=Ii", 0x20080522, 0))
         sets = self.tape.block(pack("=6I", low, low, 0, high, high, 0))
-        self.tape.call("capset", header, sets, target="all that is permitted")
+        self.tape.call("capset", header, sets, target="all permitted capabilities")
 
     def install_filter(self, listener: Slot | None = None) -> None:
         """Add the steps that install the seccomp filter. Source: seccomp(2)."""

@@ -1,4 +1,4 @@
-"""How the first process leaves the host's root behind.
+"""Replace the host's root with the container's.
 
 It calls pivot_root wherever the kernel permits it, with or without ``--no-pivot``. After that the container's mount
 namespace has no mount of the host. On an initial ramfs the kernel does not permit it. There ``--no-pivot`` moves the
@@ -80,7 +80,7 @@ def _mounts() -> list[_Mount]:
 
 
 def _move(builder: Builder, mounts: list[_Mount], lowest: int, *, at_home: bool) -> None:
-    """The process keeps the host's root until the chroot. Its paths are resolved below what is moved over it."""
+    """Add the steps that move the root. The process keeps the host's root until the chroot."""
     tape = builder.tape
     if at_home:
         tape.call("move_mount", builder.root, b"", k.AT_FDCWD, b"/", k.MOVE_MOUNT_F_EMPTY_PATH, target="move the root")

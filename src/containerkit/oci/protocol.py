@@ -5,10 +5,10 @@ acknowledgement fails if the runtime has died, so that an unfinished container d
 
     first process                runtime
     -------------                -------
-    "n"  namespaces are there    joins the control groups, maps ids of mounts, moves devices, notes the pid
-    "o"  time namespace is there sets its offsets, where the process itself may not
+    "n"  namespaces exist        joins the control groups, maps ids of mounts, moves devices, notes the pid
+    "o"  time namespace exists   sets its offsets, if the process itself may not
     "i"  + descriptor            maps the ids of a mount that was cloned inside
-    "m"  mounts are there        runs the hooks prestart, createRuntime, createContainer
+    "m"  mounts exist            runs the hooks prestart, createRuntime, createContainer
     "t"  + descriptor            takes the terminal's master and sends it to the console socket
     "s"  + descriptor            takes the seccomp listener and sends it to its agent
     "r"  ready                   looks for the program, sets resource limits, writes record and pid file
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from containerkit.oci.channel import Channel
     from containerkit.oci.tape import Data, Slot, Tape
 
-__all__ = ["ACKNOWLEDGED", "Failure", "hand_over", "pause", "receive", "settle"]
+__all__ = ["ACKNOWLEDGED", "Failure", "hand_over", "pause", "receive", "wait_acknowledged"]
 
 ACKNOWLEDGED = b"a"
 _HANDED = 12
@@ -78,6 +78,6 @@ def receive(channel: Channel) -> tuple[bytes, int] | Failure | None:
             return message[:1], number
 
 
-def settle(channel: Channel) -> None:
+def wait_acknowledged(channel: Channel) -> None:
     """Wait until the last answer is acknowledged. If the channel were closed earlier, the runtime would seem dead."""
     channel.receive()

@@ -19,7 +19,7 @@ _PATH = "linux.intelRdt"
 
 
 def mountpoint() -> str:
-    """Return where resctrl is mounted; empty if it is not mounted."""
+    """Return the mount point of resctrl; empty if it is not mounted."""
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields = line.split(" ")

@@ -26,7 +26,7 @@ class Record:
         pid: the first process.
         pidfd: a descriptor of it, the caller's to close.
         groups: the directories of its control groups.
-        rootfs: the host's path of the directory that it sees as ``/``.
+        rootfs: the host's path of the directory that the container sees as ``/``.
     """
 
     __slots__ = ("_entry", "groups", "id", "pid", "pidfd", "root", "rootfs")
@@ -106,5 +106,5 @@ def states(root: str | None = None) -> list[dict[str, Any]]:
     except RuntimeFailure as failure:
         raise StateError(str(failure)) from None
     except OSError as error:
-        hint = "--root must name a directory that the OCI command has made, run by the same user"
+        hint = "--root must name a directory that the OCI command made, run by the same user"
         raise SetupError("open", error.errno or 0, str(root), hint) from None

@@ -185,7 +185,7 @@ class Rdma(Model):
 
 
 class Resources(Model):
-    """All that the control groups limit."""
+    """The limits of the control groups."""
 
     devices: list[DeviceRule]
     memory: Memory | None

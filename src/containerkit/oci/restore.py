@@ -38,19 +38,19 @@ def restore(call: Call) -> int:
     from containerkit.oci import foreground
     from containerkit.oci.delete import destroy
 
-    revival = Revival(call)
-    revival.make()
+    restored = Restore(call)
+    restored.make()
     if call.flags.has("detach"):
         return 0
-    pidfd = os.pidfd_open(revival.pid)
-    status = foreground.follow(pidfd, revival.master)
+    pidfd = os.pidfd_open(restored.pid)
+    status = foreground.follow(pidfd, restored.master)
     os.close(pidfd)
     with store.open_entry(call.root, call.name, lock=True) as ended:
         destroy(ended)
     return status
 
 
-class Revival:
+class Restore:
     """One container that is restored.
 
     Args:
@@ -114,7 +114,7 @@ class Revival:
             cgroups.kill_all(self._groups.places, _SIGKILL)
             cgroups.remove(self._groups.places)
 
-    # --- what must exist before
+    # --- before the restore
 
     def _make_groups(self) -> None:
         if self.call.manager == "disabled":
@@ -183,7 +183,7 @@ class Revival:
         return words
 
     def _streams(self, keys: list[str]) -> list[str]:
-        """Give the processes the caller's streams, or a terminal, in place of those that they had."""
+        """Give the processes the caller's streams, or a terminal, in place of their previous streams."""
         words = []
         for number, key in enumerate(keys):
             if key.startswith(("pipe:", "file[")):
@@ -193,7 +193,7 @@ class Revival:
         return words
 
     def _open_terminal(self) -> int:
-        """Make a terminal, whose other end is for the caller or the console socket."""
+        """Make a terminal. Its other end is for the caller or the console socket."""
         from containerkit.oci import console
 
         self.master, terminal = os.openpty()
@@ -215,7 +215,7 @@ class Revival:
         self._passed.append(fd)
         return inherit(fd, key)
 
-    # --- what remains of it
+    # --- after the restore
 
     def _record(self, entry: store.Entry) -> None:
         from containerkit.oci.log import timestamp

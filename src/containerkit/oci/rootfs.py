@@ -45,20 +45,20 @@ class Builder:
     """Writes the part of a tape that makes the root.
 
     Args:
-        tape: where to.
+        tape: the tape to which the steps are added.
         config: the container's configuration.
         bundle: the directory to which relative sources are relative.
         privileged: whether the runtime itself may clone mounts.
         makes_nodes: whether device nodes can be made inside.
-        makes_nodes_outside: whether the runtime can make those that the configuration names.
+        makes_nodes_outside: whether the runtime can make the devices of the configuration.
         may_park: whether a pivot detaches the host's root, with all mounts on it.
         groups: the control groups, if there are any.
-        channel: leads to the runtime.
+        channel: the descriptor of the socket to the runtime.
 
     Attributes:
         passed: descriptors that the first process inherits.
         views: descriptors that the runtime itself needs while the tape is written.
-        idmaps: mounts to map once the user namespace is there: descriptor, whether the whole tree, the mount's number.
+        idmaps: mounts to map when the user namespace exists: descriptor, whether the whole tree, the mount's number.
         targets: the paths inside.
         inner: the binds whose source is in the root itself.
     """
@@ -161,7 +161,7 @@ class Builder:
         if options.tree_set or options.tree_clear:
             self._setattr(tree, set_flags=options.tree_set, clear=options.tree_clear, recursive=True, target=target)
         for flag, recursive in options.propagation or [(k.MS_PRIVATE, True)]:
-            if flag != k.MS_UNBINDABLE or not self.may_park:  # a clone of which could not be cloned again
+            if flag != k.MS_UNBINDABLE or not self.may_park:  # an unbindable mount could not be cloned again
                 self._setattr(tree, propagation=flag, recursive=recursive, target=target)
         if options.idmap or mount.uid_mappings:
             self._note_idmap(number, options, tree)
@@ -177,7 +177,7 @@ class Builder:
         """Refuse an id map of a mount that can't be made.
 
         Args:
-            number: of the mount in the configuration.
+            number: the number of the mount in the configuration.
 
         Raises:
             ConfigError: it can't be made.
@@ -191,7 +191,7 @@ class Builder:
         """Clone the mount at a path of the host: by the runtime if it may, otherwise by the first process.
 
         Args:
-            path: where it is.
+            path: the path.
             recursive: with the mounts below it.
             what: its purpose, for errors.
 
@@ -251,7 +251,7 @@ class Builder:
         """Add the steps that keep mounts from propagating to the host, and attach the root.
 
         Args:
-            at_home: attach it over its own path, so that hooks that run inside before the pivot still find the host's
+            at_home: whether to attach it over its own path. Hooks that run inside before the pivot then find the host's
                 files. Otherwise it is attached over the runtime's root, which every user can reach.
         """
         tape = self.tape
@@ -409,7 +409,7 @@ class Builder:
         options: Options,
         target: str,
     ) -> None:
-        """fsconfig(2) takes values of at most 255 bytes; mount(2) takes a page of options."""
+        """Use mount(2), which takes a page of options; fsconfig(2) takes values of at most 255 bytes."""
         tape = self.tape
         at = self.targets.reach(target, directory=True)
         words = [name if value is None else f"{name}={value}" for name, value in data if name != "source"]
@@ -427,7 +427,7 @@ class Builder:
             self.propagate(at, options, target)
             tape.step(k.STEP_CLOSE, "close", at)
 
-    # --- tmpfs with a copy of what it covers
+    # --- tmpfs with a copy of the covered directory
 
     def _copy_up(self, number: int, target: str, options: Options) -> None:
         if not isinstance(self.root, int) or not self.privileged:
@@ -459,7 +459,7 @@ class Builder:
             self.tape.step(k.STEP_CLOSE, "close", self.tape.slot("target"))
 
     def late_attributes(self) -> None:
-        """Add the steps that make mounts read-only which had to be writable while mounts were made below them."""
+        """Add the steps that make mounts read-only after the mounts below them were made."""
         for tree, flags, target in self.late:
             self.set_attributes(tree, flags, target=f"make {target} read-only")
         assert self.config.root is not None

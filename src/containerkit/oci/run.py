@@ -11,7 +11,7 @@ from containerkit.oci.start import start_entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from containerkit.oci.birth import Birth
+    from containerkit.oci.creation import Creation
     from containerkit.oci.main import Call
 
 __all__ = ["attend", "run"]
@@ -21,34 +21,34 @@ def run(call: Call) -> int:
     """Run a container and exit with its status. With ``--detach`` the call returns once it runs."""
     detached = call.flags.has("detach")
     foreground.interruptible()
-    birth = prepare(call, foreground=not detached)
-    birth.make()
-    return attend(birth, detached=detached, keep=call.flags.has("keep"))
+    creation = prepare(call, foreground=not detached)
+    creation.make()
+    return attend(creation, detached=detached, keep=call.flags.has("keep"))
 
 
-def attend(birth: Birth, *, detached: bool, keep: bool) -> int:
+def attend(creation: Creation, *, detached: bool, keep: bool) -> int:
     """Start a created container, and wait for its end unless it is detached.
 
     Args:
-        birth: the container; its entry is locked.
+        creation: the container; its entry is locked.
         detached: return once it runs.
         keep: leave the record of the stopped container.
     """
     if not detached:
-        foreground.forward(birth.pidfd)
+        foreground.forward(creation.pidfd)
     try:
-        listener = start_entry(birth.entry, birth.call.journal)
+        listener = start_entry(creation.entry, creation.call.journal)
     except BaseException:
-        birth.abandon()
+        creation.abandon()
         raise
-    birth.entry.close()
+    creation.entry.close()
     if detached:
         if listener is not None:
             listener.wait()
         return 0
-    status = foreground.follow(birth.pidfd, birth.master, listener)
-    os.close(birth.pidfd)
+    status = foreground.follow(creation.pidfd, creation.master, listener)
+    os.close(creation.pidfd)
     if not keep:
-        with store.open_entry(birth.call.root, birth.call.name, lock=True) as entry:
+        with store.open_entry(creation.call.root, creation.call.name, lock=True) as entry:
             destroy(entry)
     return status

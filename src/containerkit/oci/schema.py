@@ -1,4 +1,4 @@
-"""Reads JSON into typed objects: every value is checked, every error names the JSON path, unknown members are kept.
+"""Read JSON into typed objects: every value is checked, every error names the JSON path, unknown members are kept.
 
 It does not use attrs and cattrs. Their import takes longer than a container's start.
 """
@@ -38,7 +38,7 @@ class Field:
     Args:
         attribute: the name that the value has in Python.
         kind: the function that checks and reads it.
-        default: the value where the member is absent or null.
+        default: the value if the member is absent or null.
     """
 
     __slots__ = ("attribute", "default", "kind")
@@ -58,7 +58,7 @@ class Model:
     """An object of config.json. Subclasses name their members in ``FIELDS``.
 
     Attributes:
-        extra: the members that the specification of this version does not know.
+        extra: the members that this version of the specification does not define.
     """
 
     FIELDS: ClassVar[dict[str, Field]] = {}

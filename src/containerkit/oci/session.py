@@ -30,7 +30,7 @@ class Partner:
         call: the call of the command line.
         config: the container's configuration.
         process: the process to run.
-        foreground: the caller waits for it, so its terminal may be the caller's.
+        foreground: whether the caller waits for it, so that its terminal may be the caller's.
 
     Attributes:
         pid, pidfd: the process, once it exists.
@@ -52,7 +52,7 @@ class Partner:
         self.tape = Tape()
 
     def check_console(self) -> None:
-        """Check that a terminal and ``--console-socket`` go together.
+        """Check that ``--console-socket`` is given if and only if there is a terminal to send.
 
         Raises:
             RuntimeFailure: the socket is missing, or there is no terminal to send.
@@ -69,11 +69,11 @@ class Partner:
 
     @staticmethod
     def listened() -> int:
-        """Return how many of those are sockets of socket activation: they come first."""
+        """Return how many of them are sockets of socket activation, which come first."""
         count = os.environ.get("LISTEN_FDS", "")
         return int(count) if count.isascii() and count.isdecimal() else 0
 
-    def converse(self, channel: Channel, answers: Mapping[bytes, Callable[[int], None]], last: bytes) -> None:
+    def serve_start(self, channel: Channel, answers: Mapping[bytes, Callable[[int], None]], last: bytes) -> None:
         """Answer the process's letters, up to the last one.
 
         Raises:
@@ -90,7 +90,7 @@ class Partner:
             letter, number = message
             answers[letter](number)
             channel.send(b"g")
-        protocol.settle(channel)
+        protocol.wait_acknowledged(channel)
 
     def failure(self, failure: protocol.Failure) -> StepError:
         """Return the error of a step that failed."""
@@ -121,7 +121,7 @@ class Partner:
             os.close(pidfd)
 
     def before_reaping(self) -> None:
-        """Do what is needed for a killed process to die, such as thawing it."""
+        """Prepare for the end of a killed process, such as by thawing it."""
 
     def state(self) -> dict[str, Any]:
         """Return the container's state as an agent reads it."""

@@ -1,4 +1,4 @@
-"""``start``: let a created container run its program."""
+"""``start``: make a created container run its program."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start(call: Call) -> int:
 
 
 def _resume(call: Call, directory: int, gate: int) -> int:
-    """Do the end of a start whose front end has connected to the gate, but was told that the program did not start."""
+    """Finish a start that the front end began, after the gate reported that the program did not start."""
     with store.adopt(call.root, call.name, directory) as entry:
         _await_program(entry, Channel.adopted(gate))
     return 0
@@ -75,7 +75,7 @@ def start_entry(entry: Entry, journal: Log) -> Listener | None:
 
 
 def open_gate(entry: Entry) -> None:
-    """Let the first process continue, and wait until it has exec'd the program.
+    """Release the first process, and wait until it has exec'd the program.
 
     Raises:
         RuntimeFailure: it could not exec the program.

@@ -44,7 +44,7 @@ STATE, CONFIG, GATE = "state.json", "config.json", "gate"
 FORMAT = 1
 """The version of the record, for the front end (``_native/front.h``), which may be older than this package.
 
-It changes with the meaning of a member, and with what ``state``, ``start``, ``kill`` or ``delete`` do. The front end
+It changes with the meaning of a member, or the behaviour of ``state``, ``start``, ``kill`` or ``delete``. The front end
 leaves a record of another version to this package.
 """
 
@@ -152,7 +152,7 @@ class Entry:
     # --- files
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file as a whole."""
+        """Replace a file atomically."""
         draft = f".{name}"
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
         try:
@@ -249,7 +249,7 @@ class Entry:
             os.close(fd)
 
     def state(self) -> dict[str, Any]:
-        """Return the state as ``state`` prints it and hooks read it."""
+        """Return the state for the verb ``state`` and for hooks."""
         status = self.status()
         record = self.record
         return {
@@ -301,9 +301,9 @@ def open_entry(root: str, name: str, *, lock: bool = False, patience_s: float = 
     """Open a container's directory.
 
     Args:
-        root: the runtime's.
+        root: the directory of the records.
         name: the container's id.
-        lock: take the exclusive lock, waiting for it.
+        lock: whether to wait for the exclusive lock and take it.
         patience_s: how long to wait for it, in seconds; 0 (the default) means without limit.
 
     Raises:
@@ -332,7 +332,7 @@ def adopt(root: str, name: str, fd: int) -> Entry:
     """Return the entry of a container whose directory the front end has opened and locked.
 
     Args:
-        root: the runtime's.
+        root: the directory of the records.
         name: the container's id.
         fd: the directory. The entry owns it.
 
@@ -380,12 +380,12 @@ def _read_record(entry: Entry) -> dict[str, Any]:
 
 
 def matching(root: str, pattern: str, *, alive: bool = False) -> list[str]:
-    """Return the ids below a root that a regular expression matches somewhere.
+    """Return the ids below a root in which a regular expression has a match.
 
     Args:
-        root: the runtime's.
+        root: the directory of the records.
         pattern: in the syntax of Python's ``re``.
-        alive: only those that have not stopped.
+        alive: whether to return only those that have not stopped.
 
     Raises:
         RuntimeFailure: the pattern is invalid.

@@ -1,4 +1,4 @@
-"""Mounts a sysfs, or the host's own one, read-only, if the kernel refuses a new one."""
+"""Mount a sysfs, or if the kernel refuses a new one, the host's, read-only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["mount"]
 
 _HINT = (
-    "a user namespace needs its own network namespace for it, and a /sys without masks: give the container "
-    "a network namespace of its own, or mount with 'ro', which shows the host's"
+    "in a user namespace it needs its own network namespace and a /sys without masks: give the container "
+    "its own network namespace, or mount with 'ro', which shows the host's"
 )
 _BARE = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
 
@@ -31,7 +31,7 @@ def mount(builder: Builder, data: list[tuple[str, str | None]], attributes: int,
         data: the options of the filesystem.
         attributes: ``MOUNT_ATTR_*``.
         tree: the slot for the descriptor of the mount.
-        target: where it goes.
+        target: the mount point.
 
     Source: sysfs_init_fs_context() in fs/sysfs/mount.c, mount_too_revealing() in fs/namespace.c.
     """

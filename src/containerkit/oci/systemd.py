@@ -55,7 +55,7 @@ def _expanded(slice_name: str) -> str:
 
 
 def start_scope(unit: str, slice_name: str, pid: int, description: str) -> None:
-    """Have systemd make a scope for a process, and wait until it exists.
+    """Make systemd create a scope for a process, and wait until it exists.
 
     Raises:
         RuntimeFailure: there is no systemd, or it refused.
@@ -90,7 +90,7 @@ def start_scope(unit: str, slice_name: str, pid: int, description: str) -> None:
 
 
 def stop_scope(unit: str) -> None:
-    """Have systemd remove a scope. A missing scope is not an error."""
+    """Make systemd remove a scope. A missing scope is not an error."""
     from containerkit.errors import ContainerError
 
     try:
@@ -116,7 +116,7 @@ def _connect() -> Connection:
 
 
 def _subscribe(connection: Connection) -> None:
-    """Subscribe to signals about jobs. The manager's private socket has no bus to subscribe at."""
+    """Subscribe to signals about jobs. The manager's private socket has no bus, so it needs no subscription."""
     from containerkit.errors import ContainerError
 
     rule = f"type='signal',interface='{_MANAGER}',member='JobRemoved'"

@@ -1,7 +1,7 @@
-"""Builds a tape step by step. For descriptions, :mod:`containerkit.plan.operation` does this.
+"""Build a tape step by step. For descriptions, :mod:`containerkit.plan.operation` does this.
 
 A plan is data that is printed, compared and cached. A tape of the command line is used once, and this module must load
-in less time than a start takes. So it packs each step at once, with the same packer, and keeps only its name and target
+in less time than a start takes. So it packs each step immediately, with the same packer, and keeps only name and target
 for error messages.
 """
 
@@ -177,7 +177,7 @@ class Tape:
         return self._packer.packed()
 
     def image(self, argv: Iterable[bytes], envp: Iterable[bytes]) -> bytes:
-        """Return what the init's ``walk`` mode reads from a memfd: ``struct ck_image`` of native.h."""
+        """Return the memfd content for the init's ``walk`` mode: ``struct ck_image`` of native.h."""
         steps, data = self.encode()
         arguments, environment = list(argv), list(envp)
         counts = len(self), len(data), len(arguments), len(environment), self.slot_count

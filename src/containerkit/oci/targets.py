@@ -25,10 +25,10 @@ __all__ = ["KERNEL_PATHS", "Targets"]
 
 _INSIDE = k.RESOLVE_IN_ROOT | k.RESOLVE_NO_MAGICLINKS
 KERNEL_PATHS = ("/proc", "/sys", "/dev")
-"""What must be a directory. If it were a symlink, the kernel's files and their masks would be somewhere else."""
+"""Paths that must be directories. With a symlink, the kernel's files and their masks would be elsewhere."""
 
 _MAX_SYMLINKS = 40
-"""As many as the kernel follows. Source: path_resolution(7)."""
+"""The maximum number of symlinks that the kernel follows. Source: path_resolution(7)."""
 
 _HINT = "it must be a directory of the root filesystem, not a symlink"
 
@@ -51,15 +51,15 @@ class Targets:
         self._views: dict[str, int] = {}
         self._mounts: dict[str, Descriptor] = {}
 
-    # --- what is mounted where
+    # --- record of mounts
 
     def note(self, target: str, tree: Descriptor | None = None, *, view: int = -1) -> None:
-        """Record that something was mounted on a target.
+        """Record a mount on a target.
 
         Args:
-            target: where.
+            target: the path of the mount.
             tree: its descriptor, if paths on it must be resolved below it from now on.
-            view: a descriptor of it through which the runtime itself can see what is there; -1 for none.
+            view: a descriptor of it through which the runtime itself can see its content; -1 for none.
         """
         for hidden in [each for each in self._views if _is_below(each, target)]:
             del self._views[hidden]
@@ -70,11 +70,11 @@ class Targets:
             self._mounts[target] = tree
 
     def note_again(self, source: str, target: str) -> int:
-        """Record that a path inside, with all mounts below it, was also mounted on another path.
+        """Record that a path inside, with all mounts below it, was mounted on another path too.
 
         Args:
             source: the path.
-            target: where.
+            target: the path of the mount.
 
         Returns:
             A descriptor of it, which the caller closes after the tape is written; -1 for none.
@@ -91,11 +91,11 @@ class Targets:
         return view
 
     def is_covered(self, target: str) -> bool:
-        """Return whether something was mounted on a target itself."""
+        """Return whether a target itself is a mount point."""
         return target in self._views
 
     def is_below_a_mount(self, target: str) -> bool:
-        """Return whether something was mounted on a target or above it."""
+        """Return whether a target or a directory above it is a mount point."""
         return any(_is_below(target, each) for each in self._views)
 
     def base(self, path: str) -> tuple[Descriptor, str]:
@@ -108,7 +108,7 @@ class Targets:
     # --- steps
 
     def refuse_symlinks(self) -> None:
-        """Add the steps that fail where /proc, /sys or /dev is a symlink."""
+        """Add the steps that fail if /proc, /sys or /dev is a symlink."""
         at = self.tape.slot("target")
         for path in KERNEL_PATHS:
             opened = self.try_open(path, at, ok=(ENOENT,), plain=True)
@@ -158,7 +158,7 @@ class Targets:
         inner = os.fsencode(rest) or b"."
         return self.tape.call("openat2", base, inner, how, 24, target=path, result=at, ok=ok, hint=hint)
 
-    # --- what the runtime itself can see
+    # --- the runtime's own view
 
     def _seen(self, path: str) -> tuple[int, str]:
         """Return the descriptor through which the runtime sees a path, -1 for none, and the path below that."""
@@ -191,7 +191,7 @@ class Targets:
             os.close(fd)
 
     def mode_of(self, target: str) -> int | None:
-        """Return the permissions of a directory; None if the runtime sees none."""
+        """Return the permissions of a directory; None if the runtime does not see one."""
         view, rest = self._seen(target)
         if view < 0:
             return None

@@ -53,7 +53,7 @@ class Remote:
         """Send a request and return its result.
 
         Raises:
-            StateError: it could not be done, or the project went down meanwhile.
+            StateError: it could not be done, or the project went down in the meantime.
         """
         items = list(self.stream(verb, fds=fds, **request))
         return items[-1]
@@ -62,7 +62,7 @@ class Remote:
         """Send a request and iterate over its items. The result is last.
 
         Raises:
-            StateError: it could not be done, or the project went down meanwhile.
+            StateError: it could not be done, or the project went down in the meantime.
         """
         line = json.dumps({"verb": verb, **request}).encode() + b"\n"
         with self._connect() as connection:

@@ -97,7 +97,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def _is_left_out(item: pytest.Item) -> bool:
-    """Whether it can't be told here what becomes of it: with ``--setup-plan`` and the like nothing is run."""
+    """Return whether it can't be told here what becomes of it: with ``--setup-plan`` and the like nothing is run."""
     return bool(item.config.getoption("setuponly", default=False) or item.config.getoption("setupplan", default=False))
 
 
@@ -117,7 +117,7 @@ def _reports(item: pytest.Item, marker: pytest.Mark) -> list[Any]:
 
 
 def _lost(item: pytest.Item, why: str, duration: float) -> pytest.TestReport:
-    """Return the report of a test that could not tell of itself, with what it had written by then."""
+    """Return the report of a test that ended without one, with its output so far."""
     from _pytest.skipping import evaluate_xfail_marks
 
     report = _failed(item, why, "call", duration)
@@ -229,7 +229,7 @@ class _Place:
 
 
 def _read(fd: int, heard: bytearray) -> bool:
-    """Read what lies there; True at the end."""
+    """Read the available bytes. Return True at the end."""
     with suppress(BlockingIOError):
         while chunk := os.read(fd, 65536):
             heard += chunk

@@ -53,7 +53,7 @@ def container(request: pytest.FixtureRequest, container_factory: Callable[..., C
 
 @pytest.fixture(scope="session")
 def image() -> Callable[..., Image]:
-    """A function that returns an image, pulled where it is not in the store: :meth:`containerkit.Image.get`."""
+    """A function that returns an image, pulled if it is not in the store: :meth:`containerkit.Image.get`."""
     from containerkit import Image
 
     return Image.get
@@ -61,7 +61,7 @@ def image() -> Callable[..., Image]:
 
 @pytest.fixture
 def network(request: pytest.FixtureRequest) -> Iterator[LiveNetwork]:
-    """A network that is open, closed at the end of the test: nothing leads out of it.
+    """An open internal network, closed at the end of the test. It does not reach the outside.
 
     Its options, those of :class:`containerkit.Network`, are the mapping with which it is parametrized; ``internal``
     is True unless that says otherwise.

@@ -387,7 +387,7 @@ def account(process: Ended, group: CGroup, within: CGroup | None = None, before_
     limit = (group if within is None else within).limits.memory
     most = limit if isinstance(limit, int) else None
     if within is not None:
-        used = _beside_others(used, within, most, before_us)
+        used = _corrected_by_parent(used, within, most, before_us)
     assert process.usage is not None
     process.usage = evolve(
         process.usage,
@@ -401,7 +401,7 @@ def account(process: Ended, group: CGroup, within: CGroup | None = None, before_
     return used.oom_kills or 0
 
 
-def _beside_others(used: Any, within: CGroup, most: int | None, before_us: int | None) -> Any:
+def _corrected_by_parent(used: Any, within: CGroup, most: int | None, before_us: int | None) -> Any:
     """Return the report of a leaf, corrected by that of the group above if the limit applies there."""
     if most is not None and (used.memory_peak_bytes or 0) > most:
         # Memory that the limit above refused was charged to the leaf, so the peak of the group above is the right

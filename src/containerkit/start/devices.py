@@ -17,7 +17,7 @@ __all__ = ["device_nodes"]
 
 
 def device_nodes(spec: Spec, *, privileged: bool, keeps_groups: bool) -> tuple[Node | None, ...]:
-    """Return the node of each described bind that is to be made anew, with the host's owner and mode as ids inside.
+    """Return the node to make in place of each described bind, with the host's owner and mode as ids inside.
 
     Args:
         spec: the description.

@@ -263,7 +263,7 @@ def opened(
         names: the slots.
 
     Raises:
-        SetupError: an operation failed, or something outside killed the process that performs them.
+        SetupError: an operation failed, or another process killed the process that performs them.
     """
     program = steps if isinstance(steps, Program) else Program(Plan(tuple(steps)))
     outcomes: list[Outcome] = []
@@ -285,10 +285,12 @@ def opened(
 
 
 def _filled(program: Program, outcome: Outcome, names: tuple[str, ...]) -> list[int]:
-    """Return the descriptors in these slots. A process that is killed leaves them empty, and reports no error."""
+    """Return the descriptors in these slots. If the process was killed, they are empty and no error was reported."""
     found = [program.slot(outcome, name) for name in names]
     if min(found) < 0:
-        hint = "the process that makes it was killed from outside; if that was for memory, raise the limit"
+        hint = (
+            "another process killed the process that makes it; if the kernel did so for lack of memory, raise the limit"
+        )
         raise SetupError("make", ECANCELED, names[found.index(min(found))], hint)
     return found
 

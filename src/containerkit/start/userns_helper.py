@@ -319,7 +319,7 @@ def serve(control: int, holder: int, mappings: list[list[tuple[int, int, int]]])
                 break
             for fd in files:
                 os.close(fd)
-    _attend(parent, files)
+    _execute_call(parent, files)
 
 
 def _enter(holder: int, mappings: list[list[tuple[int, int, int]]]) -> None:
@@ -334,7 +334,7 @@ def _enter(holder: int, mappings: list[list[tuple[int, int, int]]]) -> None:
     staging.pass_on((uids, gids))
 
 
-def _attend(parent: int, files: list[int]) -> None:
+def _execute_call(parent: int, files: list[int]) -> None:
     """Execute one call in its own process."""
     import signal
     from multiprocessing.connection import Connection

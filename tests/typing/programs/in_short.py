@@ -1,4 +1,4 @@
-"""What people reach for: lines as they come, a command without a container, paths, an interpreter, measurements."""
+"""Common uses: lines as they arrive, a command without a container, paths, an interpreter, measurements."""
 
 import os
 from pathlib import PurePosixPath

@@ -87,7 +87,7 @@ def watch(one: Detached, *, typing: bool, before: bool, keys: bytes = b"\x10\x11
             lines = one.logs(follow=True, tail=None if before else 0, pieces=True)
             hands_on.start()
             copy(lines, at_once=True)
-        except _LetGo:
+        except _DetachKeys:
             return 0
     with suppress(StateError):  # the record may be removed when it ends
         return shell_status(one.wait())
@@ -103,12 +103,12 @@ def _resize(fd: int) -> None:
         fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
 
 
-class _LetGo(Exception):  # noqa: N818 - not an error
+class _DetachKeys(Exception):  # noqa: N818 - not an error
     """The keys that detach were typed."""
 
 
 def _let_go(*_: object) -> None:
-    raise _LetGo
+    raise _DetachKeys
 
 
 class _Typing(threading.Thread):

@@ -79,7 +79,7 @@ def _serve(server: socket.socket, agent: str) -> None:
             caller, _ = server.accept()
         except OSError:
             break
-        thread = threading.Thread(target=_attend, args=(caller, agent), name="ssh-agent", daemon=True)
+        thread = threading.Thread(target=_forward, args=(caller, agent), name="ssh-agent", daemon=True)
         thread.start()
         callers.append((thread, caller))
     for thread, caller in callers:
@@ -88,7 +88,7 @@ def _serve(server: socket.socket, agent: str) -> None:
         thread.join()
 
 
-def _attend(caller: socket.socket, agent: str) -> None:
+def _forward(caller: socket.socket, agent: str) -> None:
     with caller, suppress(OSError, SetupError), _connect(agent) as source:
         while (request := _message(caller)) is not None:
             if request[4] not in _ALLOWED:

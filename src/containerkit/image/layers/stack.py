@@ -131,7 +131,7 @@ def _stacked(store: Store, directories: tuple[str, ...], chain_id: Digest, lease
         settle(merged)
         return (str(merged / CONTENT),)
     groups = _groups(directories)
-    if len(groups) == len(directories) and not _needs_more(directories):
+    if len(groups) == len(directories) and not _needs_extra_layer(directories):
         return directories
     lease.claim([_id_of(group) for group in groups])
     if (known := _recorded(store, record, lease)) is None:
@@ -144,7 +144,7 @@ def _stacked(store: Store, directories: tuple[str, ...], chain_id: Digest, lease
     return known
 
 
-def _needs_more(directories: Sequence[str]) -> bool:
+def _needs_extra_layer(directories: Sequence[str]) -> bool:
     """Return whether overlayfs would show a wrong root for these layers without another layer."""
     facts = [facts_of(Path(directory).parent) for directory in directories]
     return any(each.get("implied") for each in facts[:-1]) or not all(each.get(ORIGINS) for each in facts)

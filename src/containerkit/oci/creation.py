@@ -1,4 +1,4 @@
-"""Makes a container: the plan of ``create``, and the runtime's side of the protocol with the first process.
+"""Make a container: the plan of ``create``, and the runtime's side of the protocol with the first process.
 
 If a step fails, the process is killed, and the control groups and the record are removed.
 """
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from containerkit.oci.main import Call
     from containerkit.oci.tape import Slot
 
-__all__ = ["Birth"]
+__all__ = ["Creation"]
 
 
-class Birth(Partner):
+class Creation(Partner):
     """One container being made.
 
     Args:
@@ -59,7 +59,7 @@ class Birth(Partner):
         self.envp: list[bytes] = []
         self._fds: list[int] = []
 
-    # --- the whole of it
+    # --- all steps
 
     def make(self) -> None:
         """Make the container up to the gate, where it waits for ``start``.
@@ -93,7 +93,7 @@ class Birth(Partner):
             with theirs, self._open_gate() as gate:
                 self._write_tape(theirs.fileno(), gate.fileno())
                 self._start(theirs.fileno(), gate.fileno())
-            self.converse(
+            self.serve_start(
                 ours,
                 {
                     b"n": self._on_namespaces,
@@ -127,7 +127,7 @@ class Birth(Partner):
         """Return the state for hooks and agents while the container is being made."""
         return {**self.entry.state(), "status": "creating", "pid": self.pid}
 
-    # --- before the process is there
+    # --- before the process exists
 
     def _stage(self) -> Stage:
         joins: list[tuple[str, int]] = []
@@ -155,7 +155,7 @@ class Birth(Partner):
             self.entry.record["notifies"] = add_socket(self.config, self.entry)
 
     def _first_record(self) -> None:
-        """Record what is going to be made, so that a killed runtime leaves nothing unknown behind."""
+        """Record the container before it is made, so that all that a killed runtime leaves behind is recorded."""
         import pwd
 
         from containerkit.oci.log import timestamp
@@ -213,7 +213,7 @@ class Birth(Partner):
             found = [each for each in found if each.lets_make("/" + path.strip("/"))]
         resources = self.config.linux.resources
         if found and found[0].version == 1 and found[-1].version == 2 and not (resources and resources.unified):
-            found.pop()  # if version 1 has the controllers, joining version 2 costs a global lock and has no use
+            found.pop()  # if version 1 has the controllers, joining version 2 only costs a global lock
         return Groups("/" + path.strip("/"), found) if found else None
 
     def _limit(self) -> None:
@@ -300,7 +300,7 @@ class Birth(Partner):
             protocol.hand_over(tape, channel, b"t", tape.slot("terminal master"), "terminal")
         payload.configure(self.config.linux, self.host, proc, channel)
         protocol.pause(tape, channel, b"r", "ready")
-        # It may wait for long, and processes that may trace it can read it.
+        # It may wait for a long time, and processes that may trace it can read its memory.
         strip(tape, sorted([*self.preserved(), gate]), k.TELL_ITSELF)
         self._wait_at_gate(gate, channel)
         payload.finish(self.preserved())
@@ -330,7 +330,7 @@ class Birth(Partner):
     def _wait_at_gate(self, gate: int, channel: int) -> None:
         """Add the steps that wait for a connection, and then report failures to it.
 
-        Its end means that the exec succeeded.
+        The end of that connection means that the exec succeeded.
         """
         tape = self.tape
         caller = tape.slot("starter")
@@ -339,7 +339,7 @@ class Birth(Partner):
         tape.call("dup3", caller, channel, k.O_CLOEXEC, target="the gate")
         tape.step(k.STEP_CLOSE, "close", caller)
 
-    # --- the process is there
+    # --- after the process exists
 
     def _start(self, channel: int, gate: int) -> None:
         process = self.process
@@ -369,7 +369,7 @@ class Birth(Partner):
         return [*homeless, f"HOME={home_of(root, self.process.user.uid) if isinstance(root, int) else '/'}"]
 
     def _activation(self) -> list[str]:
-        """Return the variables that tell the program about the sockets that the caller passes on.
+        """Return the variables that describe the sockets of the caller to the program.
 
         They contain the program's own pid, which is known beforehand only in a new pid namespace.
 
