@@ -164,7 +164,7 @@ def test_commit_finds_the_base_by_the_description(box, store):
         c.run(["/bin/touch", "/x"], check=True)
         image = commit(c, "box:3")
     assert 2 == len(image.manifest.layers)
-    with pytest.raises(StateError, match="programs of the host"), Container() as c:
+    with pytest.raises(StateError, match="its root is the host's"), Container() as c:
         commit(c, store=store)
     with pytest.raises(SpecError, match="unknown field"), Container(box.rootfs()) as c:
         commit(c, base=box, colour="red")

@@ -273,7 +273,10 @@ def test_other_threads_are_an_error_unless_said_otherwise(tree):
         thread.join()
         return [refused, here]
 
-    assert in_child(work) == ["other threads would stay unrestricted: apply the ruleset before they start", "EACCES"]
+    assert in_child(work) == [
+        "landlock: other threads would stay unrestricted: apply the ruleset before they start",
+        "EACCES",
+    ]
 
 
 @needs(7)

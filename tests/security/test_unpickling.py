@@ -274,6 +274,7 @@ JUDGED = {
     "interpreter/agent.py": "runs inside: executing code is what it is for",
     "executor/_calling.py": "makes pickles, for tasks inside, and reads none: results come back as data",
     "start/userns_helper.py": "talks by a socket pair with a process that it has started itself and that runs its own code",
+    "values.py": "builds constructors of the names of fields, when classes are made",
 }
 
 

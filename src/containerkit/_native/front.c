@@ -75,7 +75,7 @@ static void complain(const char *interpreter, long error, const char *hint) {
 
 /* Write the path of a program in our own directory, wherever a symlink to us is. Returns a negative error number. */
 static long beside(char path[CK_PATH_SIZE], const char *name) {
-    long size = CK_CALL3(readlink, "/proc/self/exe", path, CK_PATH_SIZE);
+    long size = CK_CALL4(readlinkat, AT_FDCWD, "/proc/self/exe", path, CK_PATH_SIZE);
     while (size > 0 && path[size - 1] != '/')
         size--;
     if (size <= 0)

@@ -72,10 +72,11 @@ class ContainerPythonExecutor(RemotePythonExecutor):
             logger = AgentLogger()
         super().__init__(additional_imports or [], logger, allow_pickle)
         if "root" not in options:
-            # It may have been called by a path with ".." or symlinks. Only the target is shown.
+            # It may have been called by a path with ".." or symlinks. Only the prefix is shown, by its own path.
+            prefix = os.path.abspath(sys.prefix)
             directory, name = os.path.split(sys.executable)
-            python = os.path.join(os.path.realpath(directory), name)
-            options = {"root": RootFS.host(python=sys.prefix), "python": python, **options}
+            within = os.path.relpath(os.path.realpath(directory), os.path.realpath(prefix))
+            options = {"root": RootFS.host(python=prefix), "python": os.path.join(prefix, within, name), **options}
         self.interpreter = Interpreter(timeout=timeout, **options)
         try:
             missing = self._missing(additional_imports or [])

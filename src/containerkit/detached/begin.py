@@ -84,7 +84,7 @@ class Begun(Container):
     @property
     def network(self) -> dict[str, Any]:
         """Its ``addresses`` and ``ports`` on a network that another process serves; empty for none."""
-        return dict(getattr(self.joined().get("network"), "told", {}))
+        return dict(getattr(self.joined().get("network"), "answer", {}))
 
     @property
     def connection(self) -> list[int]:
