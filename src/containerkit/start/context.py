@@ -225,7 +225,13 @@ class StartContext:
         Raises:
             SpecError: they are too long for the kernel.
         """
-        return _blocks(self.mappings) if self.ids is None else _of_range(self.ids.base, self.ids.gid_base)[1]
+        if self.ids is not None:
+            return _of_range(self.ids.base, self.ids.gid_base)[1]
+        known, blocks = _latest[0]
+        if known is not self.mappings:  # those of an unprivileged user are one object for all starts
+            blocks = _blocks(self.mappings)
+            _latest[0] = self.mappings, blocks
+        return blocks
 
     def start(
         self,
@@ -442,6 +448,10 @@ def _of_range(base: int, gid_base: int) -> tuple[Mappings, dict[str, bytes]]:
     return mappings, _blocks(mappings)
 
 
+_latest: list[tuple[Mappings | None, dict[str, bytes]]] = [(None, {})]
+"""The mappings of the latest start without a range, and their blocks."""
+
+
 def _blocks(mappings: Mappings) -> dict[str, bytes]:
     uid, gid = (mapping_text(mapping).rjust(MAP_BYTES) for mapping in mappings)
     if len(uid) > MAP_BYTES or len(gid) > MAP_BYTES:
@@ -452,9 +462,7 @@ def _blocks(mappings: Mappings) -> dict[str, bytes]:
 def _nested_mappings(spec: Spec, stage: Staging) -> Mappings:
     """Return the mappings for a container in the holder's namespace: its outside ids are the holder's inside ids."""
     if spec.uid_mappings is None or spec.gid_mappings is None:
-        # Range by range, because a range that spans two of the outer namespace is refused.
-        uids, gids = (tuple(IdMapping(m.inside, m.inside, m.count) for m in outer) for outer in stage.mappings)
-        return uids, gids
+        return stage.nested
     return (
         tuple(_within(m, stage.mappings[0]) for m in spec.uid_mappings),
         tuple(_within(m, stage.mappings[1]) for m in spec.gid_mappings),

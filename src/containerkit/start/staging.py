@@ -63,13 +63,14 @@ class Staging:
         holder: descriptor of the user namespace that owns it, or -1 for the caller's own.
         view: descriptor of the mount namespace with the host's mounts; -1 if that is the caller's own.
         mappings: (uid, gid) mappings of the holder; empty for a privileged caller.
+        nested: the same, range by range, for a namespace in the holder's. One range that spans two is refused.
         programs: the directories that ``RootFS.host()`` shows completely.
         owned: these descriptors, until they are closed. Its maker has the same list.
         privileged: whether it belongs to the caller's own user namespace.
         slots: the inputs of a start from this object.
     """
 
-    __slots__ = ("holder", "mappings", "mount", "owned", "privileged", "programs", "slots", "view")
+    __slots__ = ("holder", "mappings", "mount", "nested", "owned", "privileged", "programs", "slots", "view")
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Staging:
     ) -> None:
         self.owned: list[int] = [] if owned is None else owned
         self.mount, self.holder, self.view, self.mappings, self.programs = mount, holder, view, mappings, programs
+        self.nested = _same(mappings[0]), _same(mappings[1])
         self.privileged = holder < 0
         self.slots = {"staging": mount, "holder": holder, "view": view}
 

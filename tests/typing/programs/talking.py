@@ -1,5 +1,6 @@
 """Commands that are talked with."""
 
+import os
 from typing import IO, assert_type
 
 from containerkit import DEVNULL, PIPE, STDOUT, Container, Process
@@ -23,7 +24,8 @@ def main() -> None:
         assert not err
         assert_type(talk.returncode, int | None)
         assert_type(talk.args, list[str])
-        sleeper = c.exec(["sleep", "60"], stdout=DEVNULL, encoding="utf-8", user="0:0", groups=[0], env=None)
+        groups = [0] if os.geteuid() == 0 else None  # users need a range of ids for them
+        sleeper = c.exec(["sleep", "60"], stdout=DEVNULL, encoding="utf-8", user="0:0", groups=groups, env=None)
         assert_type(sleeper, Process[str])
         assert sleeper.poll() is None
         sleeper.terminate()
