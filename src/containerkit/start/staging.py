@@ -322,7 +322,6 @@ def pass_on(mappings: Mappings) -> None:
 
 
 def _same(mappings: tuple[IdMapping, ...]) -> tuple[IdMapping, ...]:
-    # Range by range: one that spans two of the outer namespace's is refused.
     return tuple(IdMapping(m.inside, m.inside, m.count) for m in mappings)
 
 
