@@ -7,13 +7,16 @@ programs is random.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
 import shutil
+import stat
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -76,15 +79,26 @@ class Program:
         return costs
 
 
+@cache
+def _null() -> str:
+    """Return a null device. Root makes its own: crun 1.8 gives its standard streams to the user of the container."""
+    if os.geteuid() != 0:
+        return os.devnull
+    place = tempfile.mkdtemp(prefix="containerkit-null-")
+    atexit.register(shutil.rmtree, place)
+    os.mknod(f"{place}/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    return f"{place}/null"
+
+
 def spawn(words: Sequence[str]) -> Cost:
-    """Run a command with its standard streams at the null device.
+    """Run a command with its standard streams at a null device.
 
     Raises:
         RuntimeError: it failed.
     """
     # An installed package has its bytecode.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    null = [(os.POSIX_SPAWN_OPEN, number, _null(), os.O_RDWR, 0) for number in range(3)]
     began = time.perf_counter_ns()
     pid = os.posix_spawnp(words[0], words, environment, file_actions=null)
     _, status, usage = os.wait4(pid, 0)

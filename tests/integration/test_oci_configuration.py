@@ -198,6 +198,7 @@ def test_idmapped_mount_of_the_user_namespace(oci, bundle, tmp_path, word):
     outer.mkdir()
     (outer / "file").write_text("")
     os.chown(outer / "file", 1000, 1000)
+    os.makedirs(f"{bundle.config['root']['path']}/m", exist_ok=True)  # root inside may not create it
     bundle.has_user_namespace().mounts("/m", "bind", str(outer), "rbind", word)
     assert "1000\n" == told(oci, bundle, "stat", "-c", "%u", "/m/file")
 
