@@ -132,7 +132,7 @@ def _built(
     if repr:
         body.setdefault("__repr__", _repr_of(tuple(each.name for each in fields if each.repr)))
     if frozen:
-        body |= {"__setattr__": _refuse_set, "__delattr__": _refuse_delete}
+        body |= {"__setattr__": _refuse, "__delattr__": _refuse}
     if slots:
         body |= _slotted(body, fields, weakref_slot=weakref_slot, cache_hash=cache_hash)
     body[_FIELDS] = fields
@@ -191,13 +191,7 @@ def _repr_of(shown: tuple[str, ...]) -> Callable[[Any], str]:
     return __repr__
 
 
-def _refuse_set(_self: Any, _name: str, _value: object) -> NoReturn:
-    from attrs.exceptions import FrozenInstanceError
-
-    raise FrozenInstanceError
-
-
-def _refuse_delete(_self: Any, _name: str) -> NoReturn:
+def _refuse(_self: Any, *_: object) -> NoReturn:
     from attrs.exceptions import FrozenInstanceError
 
     raise FrozenInstanceError

@@ -21,11 +21,7 @@ _SPARE = 32  # the number of dead references before the first search for them
 
 
 class WeakMembers(Generic[Member]):
-    """A set that does not keep its members alive. Any thread may use it.
-
-    Args:
-        members: hashable objects that accept weak references.
-    """
+    """A set of hashable objects that it does not keep alive. Any thread may use it."""
 
     __slots__ = ("_limit", "_references")
 

@@ -131,13 +131,7 @@ class Tree:
         Raises:
             ImageError: a directory that is not empty exists there.
         """
-        parent = self.directory(parts[:-1])
-        try:
-            os.unlink(parts[-1], dir_fd=parent)
-        except FileNotFoundError:
-            return
-        except (IsADirectoryError, PermissionError):
-            self.forget(parts)
+        if not self._unlink_file(self.directory(parts[:-1]), parts):
             try:
                 os.rmdir(parts[-1], dir_fd=self.directory(parts[:-1]))
             except OSError as error:
@@ -146,6 +140,17 @@ class Tree:
                         f"layer: {shown(b'/'.join(parts))} would replace a directory that is not empty"
                     ) from error
                 raise
+
+    def _unlink_file(self, parent: int, parts: Parts) -> bool:
+        """Remove a file if it exists. Return False if it is a directory, which is no longer kept open then."""
+        try:
+            os.unlink(parts[-1], dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        except (IsADirectoryError, PermissionError):
+            self.forget(parts)
+            return False
+        return True
 
     def new_file(self, parts: Parts) -> int:
         """Create an empty file, replacing what exists. Return a descriptor open for writing."""
@@ -257,12 +262,7 @@ class Tree:
             parent = self.directory(parts[:-1], make=False)
         except FileNotFoundError:
             return
-        try:
-            os.unlink(parts[-1], dir_fd=parent)
-        except FileNotFoundError:
-            return
-        except (IsADirectoryError, PermissionError):
-            self.forget(parts)
+        if not self._unlink_file(parent, parts):
             remove(parts[-1], self.directory(parts[:-1]))
 
     def names(self, parts: Parts) -> list[bytes]:
