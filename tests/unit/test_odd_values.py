@@ -206,9 +206,7 @@ def test_limits_of_another_class_of_that_name_are_refused():
         Container(limits=Bounds())
 
 
-@pytest.mark.parametrize(
-    "name", ["mounts", "devices", "publish", "groups", "pass_fds"]
-)
+@pytest.mark.parametrize("name", ["mounts", "devices", "publish", "groups", "pass_fds"])
 def test_mapping_is_no_list(name):
     with pytest.raises(SpecError, match=f"{name}: must be a list"):
         popen(["true"], network="internet", **{name: {80: 8080}})
