@@ -31,8 +31,8 @@ A process keeps each network until it is removed. Containers of all processes of
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the verbs and their options."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    making = verbs.add_parser("create", help="make one")
-    making.add_argument("name", metavar="NAME")
+    making = verbs.add_parser("create", help="create a network")
+    making.add_argument("name", metavar="NAME", help="the name of the network")
     making.add_argument(
         "--subnet",
         metavar="CIDR",
@@ -48,11 +48,11 @@ def define(parser: argparse.ArgumentParser) -> None:
     making.add_argument("-d", "--driver", choices=("bridge",), default="bridge", help="accepted: there is no other")
     listing = verbs.add_parser("ls", aliases=["list"], help="list the networks of this user")
     LISTING.define(listing)
-    removing = verbs.add_parser("rm", aliases=["remove"], help="remove some")
-    removing.add_argument("names", metavar="NAME", nargs="+")
+    removing = verbs.add_parser("rm", aliases=["remove"], help="remove networks")
+    removing.add_argument("names", metavar="NAME", nargs="+", help="the name of a network")
     removing.add_argument("-f", "--force", action="store_true", help="also if containers are on it, which lose it")
     looking = verbs.add_parser("inspect", help="print networks as JSON")
-    looking.add_argument("names", metavar="NAME", nargs="+")
+    looking.add_argument("names", metavar="NAME", nargs="+", help="the name of a network")
     for verb in (making, listing, looking):
         elsewhere.add(verb.prog.removeprefix("containerkit "), verb)
 
