@@ -52,6 +52,18 @@ class Attendant:
         self.poll.register(process.fileno(), select.POLLIN)
         self.poll.register(signals.fileno(), select.POLLIN)
 
+    def attend(self) -> bool:
+        """Wait for the end of the process, and kill it after the timeout.
+
+        Returns:
+            False if the timeout expired.
+        """
+        in_time = self.stay()
+        if not in_time:
+            self.process.kill()
+        self.process.wait()
+        return in_time
+
     def stay(self) -> bool:
         """Wait until the process ends.
 
