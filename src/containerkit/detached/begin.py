@@ -363,7 +363,7 @@ def _locks(without: frozenset[int]) -> list[int]:
     """Return the descriptors with which this process holds file locks, on ids and on images."""
     found = []
     for fd in _open_descriptors():
-        with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as file:
             if fd not in without and "\nlock:" in file.read():
                 found.append(fd)
     return found

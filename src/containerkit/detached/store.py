@@ -181,7 +181,7 @@ class Entry:
     def end_of(self, run: int) -> dict[str, str] | None:
         """Return the keeper's record of the end of a start, or None."""
         try:
-            with open(self.file(f"exit.{run}"), encoding="ascii") as file:
+            with open(self.file(f"exit.{run}"), encoding="utf-8") as file:
                 words = file.read().split()
         except FileNotFoundError:
             return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from _thread import allocate_lock
 from errno import ENOMEM, ESRCH
 
@@ -94,7 +93,7 @@ class Membership:
         self._shared: CGroup | None = None
         self._leaves: list[CGroup] = []
         self._used: list[tuple[CGroup, int]] = []
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
     @property
     def group(self) -> CGroup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+from _thread import allocate_lock
 from errno import EINVAL, EPERM
 from functools import lru_cache
 
@@ -50,7 +50,7 @@ class Programs:
 
     def __init__(self) -> None:
         self.kept: dict[Any, Program] = {}
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
 
     def get(self, key: Any, make: Callable[[], Program]) -> Program:
         program = self.kept.get(key)  # needs no lock, and hashes the description once
@@ -69,7 +69,7 @@ _slots: dict[int, dict[str, int]] = {}
 
 
 def _after_fork() -> None:
-    programs.lock = threading.Lock()
+    programs.lock = allocate_lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -6,8 +6,8 @@ import os
 import signal
 from contextlib import ExitStack
 
-from containerkit.cli import keeping, terminal, values
-from containerkit.cli.attend import Attendant, Relay
+from containerkit.cli import keeping, values
+from containerkit.cli.attend import Attendant
 from containerkit.cli.detached import Verb
 from containerkit.cli.plain import REMAINDER, SUPPRESS
 from containerkit.cli.signals import FORWARDED, Signals
@@ -55,6 +55,9 @@ def _main(options: argparse.Namespace) -> int:
             container.note("exec_start", command=words)
         fields = _fields(options, container)
         if options.tty:
+            from containerkit.cli import terminal
+            from containerkit.cli.relay import Relay
+
             process = container.popen(words, pty=terminal.size(), **fields)
             raw = stack.enter_context(terminal.RawMode(0))
             attendant: Attendant = Relay(process, signals, raw, None)
