@@ -60,6 +60,6 @@ def test_run_imports_only_what_a_container_needs():
 @pytest.mark.several_ids
 def test_commands_for_detached_containers_import_only_what_they_need(detached):
     heavy = LIGHT | OURS
-    assert set() == imported("ps") & (heavy - {"containerkit.oci"} | {"containerkit.container.lifecycle"})
+    assert set() == imported("ps") & (heavy - {"containerkit.oci"} | {"containerkit.container.lifecycle", "json", "re"})
     assert set() == imported("logs", detached) & (heavy | {"containerkit.container.lifecycle"})
     assert set() == imported("exec", detached, "true") & heavy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 from containerkit.cli.commands import complain
@@ -12,6 +11,7 @@ from containerkit.typed import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    import re
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Final
 
@@ -73,7 +73,11 @@ def check_template(template: str) -> None:
     Raises:
         SpecError: anything else in double braces.
     """
-    if "{{" in template and "{{" in re.sub(_FIELD, "", template):
+    if "{{" not in template:
+        return
+    import re
+
+    if "{{" in re.sub(_FIELD, "", template):
         raise SpecError(
             f"--format {template!r}: only fields are supported, such as {{{{.Name}}}} and {{{{json .State}}}}"
         )
@@ -86,6 +90,7 @@ def formatted(template: str, value: Any) -> str:
         SpecError: anything else in double braces, or an unknown field.
     """
     import json
+    import re
 
     check_template(template)
 
