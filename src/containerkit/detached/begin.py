@@ -22,6 +22,7 @@ import time
 from contextlib import suppress
 from errno import ENOSPC, EOPNOTSUPP
 
+import containerkit.namespace.handle  # noqa: F401 - the command joins namespaces, and a fork inherits the module
 from containerkit import _native
 from containerkit.container.captured import ArgumentCache
 from containerkit.container.commands import Commands
