@@ -74,7 +74,7 @@ def record(descriptor: int, machine: str) -> Counter[str]:
     return recorder.calls
 
 
-def profile(names: ListOf[str], *, log: bool = False) -> Seccomp:
+def profile(names: ListOf[str] | Counter[str], *, log: bool = False) -> Seccomp:
     """Return a filter that allows only some calls, and what every program needs.
 
     Args:
@@ -88,7 +88,7 @@ def profile(names: ListOf[str], *, log: bool = False) -> Seccomp:
     allowed: set[str] = set(ALWAYS)
     architectures: set[str] = set()
     check_bool(log, "log")
-    for each in strings(names, "system calls"):
+    for each in strings(list(names) if isinstance(names, Counter) else names, "system calls"):
         architecture, colon, name = each.rpartition(":")
         if colon:
             architectures.add(architecture)
