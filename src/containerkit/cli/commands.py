@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from errno import ENOENT, ENOTDIR
-from importlib import import_module
 
 from containerkit.cli import FAILED, PLACES, plain
 from containerkit.errors import ContainerError, SetupError
@@ -63,7 +62,9 @@ def _options(name: str, verb: Any, words: Sequence[str]) -> Any:
 
 def verb_of(name: str) -> Any:
     """Return the object with ``define`` and ``main`` of a command: its module, or an attribute of a shared module."""
-    module = import_module(f"containerkit.cli.{PLACES.get(name, name)}")
+    path = f"containerkit.cli.{PLACES.get(name, name)}"
+    __import__(path)  # importlib imports more
+    module = sys.modules[path]
     return getattr(module, name) if name in PLACES else module
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 from contextlib import ExitStack
 
-from containerkit.cli import keeping, values
 from containerkit.cli.attend import Attendant
 from containerkit.cli.detached import Verb
 from containerkit.cli.plain import REMAINDER, SUPPRESS
@@ -75,8 +74,12 @@ def _main(options: argparse.Namespace) -> int:
 def _fields(options: argparse.Namespace, container: Container) -> dict[str, Any]:
     fields: dict[str, Any] = {name: value for name in ("cwd", "user") if (value := getattr(options, name)) is not None}
     for path in reversed(options.env_file):
+        from containerkit.cli import keeping
+
         options.env = [*keeping.lines("--env-file", path), *options.env]
     if options.env or options.tty:
+        from containerkit.cli import values
+
         of_image: dict[str, Any] = dict(container.rootfs.defaults)
         base = {**default_environment(User()), **dict(of_image.get("env", ()))}
         if options.tty and "TERM" in os.environ:
