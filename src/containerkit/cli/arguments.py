@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 from containerkit.cli import docker, network_options, values
+from containerkit.cli.plain import REMAINDER, SUPPRESS
 from containerkit.container.arguments import unresolved_user
 from containerkit.errors import SpecError
 from containerkit.namespace import Kind, Namespaces
@@ -14,6 +13,7 @@ from containerkit.values import evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from typing import Any, Final
 
     from containerkit.container.lifecycle import Container
@@ -23,20 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["command", "container", "define", "image", "limits", "number", "with_home", "words"]
 
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
-
-
-class _AddMount(argparse.Action):
-    """Collects the mounts of several options in the order on the command line."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        del parser
-        namespace.mounts = [*namespace.mounts, (option_string, values)]
 
 
 def define(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +35,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     _define_limits(parser.add_argument_group("limits"))
     docker.define(parser.add_argument_group("Docker's options"))
     _define_command(parser.add_argument_group("the command"))
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs=REMAINDER, metavar="COMMAND", help=SUPPRESS)
 
 
 def _define_image(group: Any) -> None:
@@ -76,7 +62,7 @@ def _define_files(group: Any) -> None:
     group.add_argument("--readonly", "--read-only", action="store_true", help="make / read-only")
     group.add_argument("--python", metavar="DIR", help="also show this virtual environment of the host")
     group.add_argument("--no-idmap", action="store_true", help="show the files of / with the owner ids of the host")
-    mounts = {"action": _AddMount, "dest": "mounts", "default": []}
+    mounts = {"action": "append_named", "dest": "mounts", "default": []}
     group.add_argument(
         "-v",
         "--volume",

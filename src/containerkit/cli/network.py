@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import FAILED, elsewhere
 from containerkit.cli.commands import complain
-from containerkit.cli.listing import Listing
+from containerkit.cli.listing import Listing, listed
 from containerkit.errors import ContainerError
 
 if TYPE_CHECKING:
@@ -53,6 +52,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     removing.add_argument("-f", "--force", action="store_true", help="also if containers are on it, which lose it")
     looking = verbs.add_parser("inspect", help="print networks as JSON")
     looking.add_argument("names", metavar="NAME", nargs="+", help="the name of a network")
+    looking.add_argument("-f", "--format", metavar="TEMPLATE", help="a template of Go, such as {{.subnets}}; or json")
+    pruning = verbs.add_parser("prune", help="remove networks without containers")
+    pruning.add_argument("-f", "--force", action="store_true", help="accepted: there is no confirmation")
     for verb in (making, listing, looking):
         elsewhere.add(verb.prog.removeprefix("containerkit "), verb)
 
@@ -76,10 +78,21 @@ def main(options: argparse.Namespace) -> int:
     elif options.verb in ("ls", "list"):
         LISTING.show(options, [_facts(name, told) for name, told in keeper.known()])
     elif options.verb == "inspect":
-        json.dump([_asked(name) for name in options.names], sys.stdout, indent=2)
-        _say("")
+        return _inspect(options)
+    elif options.verb == "prune":
+        return _remove([name for name, told in keeper.known() if not told["containers"]], force=False)
     else:
         return _remove(options.names, force=options.force)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    found = [_asked(name) for name in options.names]
+    if options.format is None:
+        _say(json.dumps(found, indent=2))
+    else:
+        for line in listed(options.format, found):
+            _say(line)
     return 0
 
 

@@ -10,7 +10,7 @@ from containerkit import volume as volumes
 from containerkit.cli import FAILED, elsewhere, values
 from containerkit.cli.commands import complain
 from containerkit.cli.image.streams import as_file
-from containerkit.cli.listing import Listing, formatted, say
+from containerkit.cli.listing import Listing, listed, say
 from containerkit.errors import ContainerError, SpecError, StateError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     )
     inspect = verbs.add_parser("inspect", help="print all facts about volumes")
     inspect.add_argument("names", nargs="+", metavar="VOLUME", help="its name")
-    inspect.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.Mountpoint}}")
+    inspect.add_argument("-f", "--format", metavar="TEMPLATE", help="a template of Go, such as {{.Mountpoint}}")
     remove = verbs.add_parser("rm", aliases=["remove"], help="remove volumes with all their files")
     remove.add_argument("names", nargs="+", metavar="VOLUME", help="its name")
     remove.add_argument("-f", "--force", action="store_true", help="ignore volumes that do not exist")
@@ -123,8 +123,8 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.format is None:
         say(json.dumps(chosen, indent=2))
     else:
-        for each in chosen:
-            say(formatted(options.format, each))
+        for line in listed(options.format, chosen):
+            say(line)
     return 0
 
 
