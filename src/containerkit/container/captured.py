@@ -10,7 +10,6 @@ import contextlib
 import signal
 import time
 from _thread import allocate_lock, get_ident
-from copy import copy
 from errno import EINTR
 
 from containerkit import _native
@@ -78,7 +77,7 @@ class ArgumentCache(Generic[Made]):
             return make(arguments)
         if known is not None:
             return known
-        made = make({name: copy(value) if type(value) in (list, dict) else value for name, value in arguments.items()})
+        made = make({name: value.copy() if type(value) in (list, dict) else value for name, value in arguments.items()})
         if all(_is_plain(value) for value in arguments.values()) and lasts(made):
             while len(self._kept) >= self._size:
                 self._kept.pop(next(iter(self._kept)), None)
