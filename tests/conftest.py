@@ -290,18 +290,6 @@ def _is_own_record(path):
     return False
 
 
-_SLOW_S = 0.02
-"""A longer search for garbage looks through what tests have imported, of which nothing is garbage."""
-
-
-def _collect():
-    """Collect garbage. If this takes long, freeze the remaining objects, so that the next test is not slowed down."""
-    began = time.perf_counter()
-    gc.collect()
-    if time.perf_counter() - began > _SLOW_S:
-        gc.freeze()
-
-
 def _stagings():
     """Return the stagings of this process. A new one is made when the mounts of the host have changed."""
     from containerkit.start import staging
@@ -310,7 +298,7 @@ def _stagings():
 
 
 def _traces():
-    _collect()
+    gc.collect()
     return {
         "descriptors": open_descriptors(),
         "children": Counter(children()),
@@ -318,6 +306,13 @@ def _traces():
         "cgroups": Counter(own_cgroups()),
         "run": Counter(run_entries()),
     }
+
+
+def _before():
+    """Return the resources, and freeze the objects of now: garbage is searched for only among those to come."""
+    before = _traces()
+    gc.freeze()
+    return before, _stagings()
 
 
 def left_behind(before, stagings, patience_s=15):
@@ -365,7 +360,7 @@ def forked():
 def nothing_left():
     """Check that a test leaves no descriptor, child, mount, control group or file of containerkit behind."""
     warm_up()
-    before, stagings = _traces(), _stagings()
+    before, stagings = _before()
     yield
     assert left_behind(before, stagings) == {}
 
@@ -375,7 +370,7 @@ def left_of():
     """A function that calls another one and returns the resources that it left behind; see :func:`left_behind`."""
 
     def watch(do):
-        before, stagings = _traces(), _stagings()
+        before, stagings = _before()
         do()
         return left_behind(before, stagings)
 

@@ -4,17 +4,17 @@ import asyncio
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
-pytest.importorskip("mcp", reason="needs the extra mcp")
-
-from mcp import ClientSession, StdioServerParameters
-from mcp.client.stdio import stdio_client
+pytestmark = pytest.mark.skipif(find_spec("mcp") is None, reason="needs the extra mcp")
 
 
 def talk(do, *arguments):
     """Start a server, and run a coroutine as its client."""
+    # Here, since each worker that collects these tests would need half a second for it.
+    from mcp import ClientSession, StdioServerParameters, stdio_client
 
     async def hold():
         server = StdioServerParameters(command=sys.executable, args=["-m", "containerkit.mcp", *arguments])
