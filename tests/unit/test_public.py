@@ -1,4 +1,5 @@
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -19,6 +20,11 @@ ROOT = Path(__file__).parents[2]
 SOURCE = Path(containerkit.__file__).parent
 SILENCING = sorted(path for part in (SOURCE, ROOT / "tests", ROOT / "benchmarks") for path in part.rglob("*.py"))
 SILENCED = re.compile(r"# (?:ruff: )?noqa(?:: [A-Z0-9]+(?:, [A-Z0-9]+)*)?|# type: ?ignore(?:\[[a-z, -]+\])?")
+
+
+@functools.cache
+def words_of(*paths):
+    return {word for path in paths for word in re.findall(r"\w+", path.read_text())}
 
 
 def twin(package):
@@ -63,7 +69,7 @@ def test_public_name_is_documented(package, name):
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     if not pages[0].exists():
         pytest.skip("the documentation is not beside the tests")
-    assert any(re.search(rf"\b{name}\b", page.read_text()) for page in pages)
+    assert name in words_of(*pages)
     value = getattr(package, name)
     if inspect.isclass(value) or inspect.isfunction(value):
         assert (inspect.getdoc(value) or "").strip()
@@ -72,7 +78,7 @@ def test_public_name_is_documented(package, name):
 @pytest.mark.parametrize(("package", "name"), NAMES)
 def test_public_name_is_tested(package, name):
     tests = [path for path in (ROOT / "tests").glob("[!t]*/test_*.py") if path.name != Path(__file__).name]
-    assert any(re.search(rf"\b{name}\b", path.read_text()) for path in tests)
+    assert name in words_of(*tests)
 
 
 def calls_of(value):
