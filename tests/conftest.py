@@ -41,7 +41,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--beside-root",
         action="store_true",
-        help="leave out the modules that find for each user what they find for root, which runs them too",
+        help="leave out what root runs too: the modules that find for each user what they find for root, and its own tests",
     )
 
 
@@ -98,14 +98,18 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect the slow tests, except in the nightly run and on request."""
+    """Deselect the slow tests, except in the nightly run and on request, and beside root's run the tests that need root."""
     asked = config.option.markexpr or any("::" in argument for argument in config.args)
-    if asked or os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
-        return
-    slow = [item for item in items if item.get_closest_marker("slow") is not None]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    nightly = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+    unwanted = {"slow"} if not (asked or nightly) else set()
+    if config.option.beside_root:
+        unwanted.add("root")
+    kept, left_out = [], []
+    for item in items:
+        (left_out if any(mark.name in unwanted for mark in item.iter_markers()) else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 def pytest_collection_finish():
