@@ -18,6 +18,7 @@ from containerkit.spec.network import Port
 pytestmark = lab.NEEDS
 
 FOUR, SIX = lab.OUTSIDE
+GATEWAY = lab.GATEWAYS["br0"][0]
 
 
 @pytest.fixture
@@ -147,6 +148,17 @@ def test_container_sees_an_address_of_the_host_for_a_connection_from_its_loopbac
     assert accepted(where, server)[1] == "10.87.0.1"
 
 
+def test_host_that_does_not_track_its_loopback_reaches_a_port_by_the_splice(where):
+    chain = "add chain inet raw output { type filter hook output priority -300; }"
+    where.run("host", "nft add table inet raw")
+    where.run("host", f"nft {chain}")
+    where.run("host", "nft add rule inet raw output oifname lo notrack")
+    publish(where, Port(8080, 80))
+    server = where.listen("c1", "0.0.0.0", 80)
+    client(where, "host", "127.0.0.1", 8080)
+    assert accepted(where, server)[1] == GATEWAY
+
+
 def test_loopback_of_the_host_is_not_reached_from_a_container_or_the_router(where):
     """Packets for 127.0.0.1 that arrive by the uplink, the one interface on which the host takes them."""
     publish(where, Port(8080, 80))
@@ -232,7 +244,7 @@ def test_client_that_asked_before_a_port_was_published_is_seen_with_its_address(
     with pytest.raises(ConnectionRefusedError):
         client.recv(1)
     publish(where, Port(5353, 53, "udp", host="0.0.0.0"))
-    assert heard(where, "c1", client) == ("" if forgets == "not at all" else FOUR)
+    assert heard(where, "c1", client) == (GATEWAY if forgets == "not at all" else FOUR)
 
 
 @pytest.mark.parametrize("forgets", ["by list", BY_FILTER])
