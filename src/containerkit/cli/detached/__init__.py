@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from containerkit.cli.commands import complain
+from containerkit.cli.commands import complain, printable
 from containerkit.errors import ContainerError, SpecError
 from containerkit.typed import NamedTuple
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from containerkit.detached.container import Detached
 
-__all__ = ["Verb", "check_template", "for_each", "formatted", "say", "table"]
+__all__ = ["Verb", "check_template", "for_each", "formatted", "say", "say_safely", "table"]
 
 
 class Verb(NamedTuple):
@@ -36,6 +36,11 @@ def say(text: str) -> None:
     """Write a line to stdout."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def say_safely(text: str) -> None:
+    """Write a text that others may have chosen, such as a path, as one line that can't control a terminal."""
+    say(printable(text).replace("\n", "\\n"))
 
 
 def for_each(names: Iterable[str], do: Callable[[Detached], object]) -> int:

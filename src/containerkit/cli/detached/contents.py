@@ -8,7 +8,7 @@ import sys
 import time
 
 from containerkit.cli import elsewhere
-from containerkit.cli.detached import Verb, formatted, say, table
+from containerkit.cli.detached import Verb, formatted, say, say_safely, table
 from containerkit.container.lifecycle import Container
 from containerkit.detached.container import containers, find
 from containerkit.errors import ContainerError, SpecError, StateError
@@ -182,7 +182,7 @@ def _diff(options: argparse.Namespace) -> int:
         say(json.dumps([{"path": change.path, "kind": change.kind} for change in changes], indent=2))
         return 0
     for change in find(options.name).changes():
-        say(f"{letters[change.kind]} {change.path}")
+        say_safely(f"{letters[change.kind]} {change.path}")
     return 0
 
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import values
-from containerkit.cli.detached import Verb, check_template, formatted, say
+from containerkit.cli.detached import Verb, check_template, formatted, say, say_safely
 from containerkit.detached.container import find
 from containerkit.errors import SpecError
 
@@ -55,7 +55,10 @@ def _events(options: argparse.Namespace) -> int:
     follow = options.until is None or moment(options.until, "--until") > moment(time.time(), "now")
     for event in stream.events(since=since, until=options.until, follow=follow):
         if all(any(_fits(event, name, each) for each in some) for name, some in wanted.items()):
-            say(_line(event) if template is None else _templated(event, template))
+            if template is None:
+                say_safely(_line(event))
+            else:
+                say(_templated(event, template))
     return 0
 
 
