@@ -66,10 +66,9 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
     try:
         live = network.open()
     except (SetupError, SpecError, StateError) as error:
-        os.write(ready, json.dumps(_error_message(error)).encode())
+        _tell(ready, _error_message(error))
         return
-    os.write(ready, b"{}")
-    os.close(ready)
+    _tell(ready, {})
     ending = threading.Event()
     asked = [listening] if life is None else [listening, life]
     while not ending.is_set():
@@ -79,6 +78,13 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
         connection, _ = listening.accept()
         threading.Thread(target=_handle_connection, args=(connection, live, ending, listening), daemon=True).start()
     live.close()
+
+
+def _tell(ready: int, answer: dict[str, Any]) -> None:
+    """Report the result of the opening, unless the process that asked for it was killed: the network stays anyway."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(ready, json.dumps(answer).encode())
+    os.close(ready)
 
 
 def _handle_connection(
