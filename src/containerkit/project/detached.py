@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from containerkit.errors import ContainerError
@@ -65,7 +66,8 @@ def hold(project: Project, told: int, options: dict[str, Any]) -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end, args=(stack, supervisor)).start())
     quiet.set()
-    tell("done", None)
+    with suppress(BrokenPipeError):  # the caller was killed in the meantime; the project is up
+        tell("done", None)
     os.close(told)
     supervisor.ended.wait()
     stack.down()

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from containerkit.errors import StateError
-from containerkit.project.sockets import socket_path
+from containerkit.project.sockets import listener_of, socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +34,7 @@ class Remote:
 
     Raises:
         NotUpError: it is not up.
+        StateError: its process was stopped by a signal.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,6 +48,12 @@ class Remote:
         except OSError:
             made.close()
             raise NotUpError(f"project {self.name}: it is not up; 'up' starts it") from None
+        pid, is_stopped = listener_of(made)
+        if is_stopped:
+            made.close()
+            raise StateError(
+                f"project {self.name}: its process {pid} is stopped, so it does not answer: kill -CONT {pid}"
+            )
         return made
 
     def ask(self, verb: str, *, fds: tuple[int, ...] = (), **request: Any) -> Any:

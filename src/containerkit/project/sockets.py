@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
-from contextlib import suppress
+import struct
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from containerkit.errors import StateError
@@ -12,7 +14,7 @@ from containerkit.errors import StateError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["directory", "names", "socket_path"]
+__all__ = ["alone", "directory", "has_listener", "listener_of", "names", "socket_path", "sweep"]
 
 
 def directory() -> str:
@@ -38,11 +40,63 @@ def names() -> Iterator[str]:
         return
     for entry in entries:
         if entry.endswith(".sock"):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                try:
-                    probe.connect(os.path.join(directory(), entry))
-                except OSError:  # its process was killed
-                    with suppress(FileNotFoundError):
-                        os.unlink(os.path.join(directory(), entry))
-                    continue
-            yield entry.removesuffix(".sock")
+            if has_listener(_path(entry)):
+                yield entry.removesuffix(".sock")
+            else:  # its process was killed
+                with suppress(FileNotFoundError):
+                    os.unlink(_path(entry))
+
+
+def has_listener(path: str) -> bool:
+    """Return whether a process listens on a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # it has many connections to answer
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def listener_of(connection: socket.socket) -> tuple[int, bool]:
+    """Return the pid of the process that listens on the other side, and whether it was stopped by a signal.
+
+    Source: unix(7), SO_PEERCRED; proc_pid_stat(5).
+    """
+    pid, _, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        return pid, file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    return pid, False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other process gives a socket its name, and keep others from doing so."""
+    os.makedirs(directory(), mode=0o700, exist_ok=True)
+    fd = os.open(directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def sweep() -> list[str]:
+    """Remove the sockets of killed processes. Return their paths."""
+    try:
+        if not os.path.isdir(directory()):
+            return []
+    except StateError:
+        return []
+    with alone():
+        gone = [path for path in map(_path, os.listdir(directory())) if not has_listener(path)]
+        for path in gone:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+    return gone
+
+
+def _path(entry: str) -> str:
+    return os.path.join(directory(), entry)
