@@ -43,6 +43,8 @@ _LARGEST: Final = 1 << 20
 
 
 def _error_message(error: Exception) -> dict[str, Any]:
+    if isinstance(error, OSError) and not isinstance(error, SetupError):
+        error = SetupError("open", error.errno or 0, str(error.filename or "network"), "the network can't be opened")
     if isinstance(error, SetupError):
         return {"kind": "SetupError", "arguments": [error.operation, error.errno, error.target, error.hint]}
     kind = "SpecError" if isinstance(error, SpecError) else "StateError"
@@ -65,7 +67,7 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
     """
     try:
         live = network.open()
-    except (SetupError, SpecError, StateError) as error:
+    except (SetupError, SpecError, StateError, OSError) as error:
         _tell(ready, _error_message(error))
         return
     _tell(ready, {})
@@ -213,7 +215,10 @@ def create(network: Network) -> int:
     Side effects: a process, until the network is removed.
     """
     path = path_of(network.name)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SetupError("mkdir", error.errno or 0, os.path.dirname(path), "networks can't be kept") from None
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     read, write = os.pipe2(os.O_CLOEXEC)
     holder = _holder_of_others()

@@ -61,7 +61,7 @@ def hold(project: Project, told: int, options: dict[str, Any]) -> int:
             stack.down(grace_s=0)
             supervisor.close()
             raise
-    except ContainerError as error:
+    except (ContainerError, OSError) as error:
         tell("error", ": ".join((*getattr(error, "__notes__", ()), str(error))))
         return 1
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end, args=(stack, supervisor)).start())
