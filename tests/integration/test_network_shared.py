@@ -103,6 +103,19 @@ def test_the_network_ends_with_its_keeper_and_gc_removes_its_name(shared):
     cli("network", "create", shared)
 
 
+def test_a_keeper_that_is_stopped_is_named_and_not_waited_for(shared):
+    pid = keeper.Kept(NAME).inspect()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert f"network {NAME}: its process {pid} is stopped" in cli("network", "ls").stderr
+        with pytest.raises(StateError, match="kill -CONT"):
+            run(["true"], network=keeper.Kept(NAME))
+        assert NAME not in "".join(keeper.sweep())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert NAME in cli("network", "ls").stdout
+
+
 def test_a_network_whose_creator_was_killed_is_removed_like_any_other():
     name, read_write = f"orphan{os.getpid()}", os.pipe()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:

@@ -20,6 +20,7 @@ from waiting import wait_for
 
 import forked_commands
 from containerkit import Project, Stack
+from containerkit._linux.listeners import has_listener, listener_of
 from containerkit.errors import StateError
 from containerkit.image import Image, Store
 from containerkit.project import sockets
@@ -131,7 +132,7 @@ def holder_of(name):
     """Return the pid of the process that holds a project."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(socket_path(name))
-        return sockets.listener_of(connection)[0]
+        return listener_of(connection)[0]
 
 
 def test_a_project_goes_down_even_if_the_one_who_asked_for_it_was_killed(cli):
@@ -166,7 +167,7 @@ def test_only_one_process_holds_a_project_and_no_killed_one_leaves_a_socket(cli)
     left = [socket_path(cli.name), f"{socket_path(cli.name)}.{holder}"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unnamed:
         unnamed.bind(left[1])  # as one that was killed before it gave the socket its name
-    wait_for(lambda: not sockets.has_listener(left[0]))
+    wait_for(lambda: not has_listener(left[0]))
     assert set(left) <= set(sockets.sweep())
     assert not any(map(os.path.exists, left))
     cli("up", "-d")

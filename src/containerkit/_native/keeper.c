@@ -48,7 +48,7 @@
 #define LOCK 9
 #define ATTENDANT 10
 #define LIFE 11
-#define GRACE_MS 10000
+#define GRACE_MS 5000   /* less than a stop waits for this process */
 #define MOST_READS 1024 /* more than a pipe or a terminal can hold, even if each read gets little */
 
 static struct {

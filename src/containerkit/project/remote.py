@@ -11,8 +11,9 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from containerkit._linux.listeners import refuse_stopped
 from containerkit.errors import StateError
-from containerkit.project.sockets import listener_of, socket_path
+from containerkit.project.sockets import socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,12 +49,11 @@ class Remote:
         except OSError:
             made.close()
             raise NotUpError(f"project {self.name}: it is not up; 'up' starts it") from None
-        pid, is_stopped = listener_of(made)
-        if is_stopped:
+        try:
+            refuse_stopped(made, f"project {self.name}")
+        except StateError:
             made.close()
-            raise StateError(
-                f"project {self.name}: its process {pid} is stopped, so it does not answer: kill -CONT {pid}"
-            )
+            raise
         return made
 
     def ask(self, verb: str, *, fds: tuple[int, ...] = (), **request: Any) -> Any:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
-import struct
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from containerkit._linux.listeners import has_listener
 from containerkit.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["alone", "directory", "has_listener", "listener_of", "names", "socket_path", "sweep"]
+__all__ = ["alone", "directory", "names", "socket_path", "sweep"]
 
 
 def directory() -> str:
@@ -45,30 +44,6 @@ def names() -> Iterator[str]:
             else:  # its process was killed
                 with suppress(FileNotFoundError):
                     os.unlink(_path(entry))
-
-
-def has_listener(path: str) -> bool:
-    """Return whether a process listens on a socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except BlockingIOError:  # it has many connections to answer
-            return True
-        except OSError:
-            return False
-    return True
-
-
-def listener_of(connection: socket.socket) -> tuple[int, bool]:
-    """Return the pid of the process that listens on the other side, and whether it was stopped by a signal.
-
-    Source: unix(7), SO_PEERCRED; proc_pid_stat(5).
-    """
-    pid, _, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-        return pid, file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    return pid, False
 
 
 @contextmanager

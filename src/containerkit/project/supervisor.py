@@ -15,10 +15,11 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from containerkit._linux.listeners import has_listener
 from containerkit.errors import ContainerError, SpecError, StateError
 from containerkit.project.project import Project
 from containerkit.project.replica import signal_number
-from containerkit.project.sockets import alone, has_listener, socket_path
+from containerkit.project.sockets import alone, socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
