@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from containerkit.cli import docker, networks, values
+from containerkit.cli import docker, network_options, values
 from containerkit.cli.plain import REMAINDER, SUPPRESS
 from containerkit.container.arguments import unresolved_user
 from containerkit.errors import SpecError
@@ -31,7 +31,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     _define_image(parser.add_argument_group("the image"))
     _define_files(parser.add_argument_group("files"))
     _define_isolation(parser.add_argument_group("isolation"))
-    networks.define(parser.add_argument_group("the network"))
+    network_options.define(parser.add_argument_group("the network"))
     _define_limits(parser.add_argument_group("limits"))
     docker.define(parser.add_argument_group("Docker's options"))
     _define_command(parser.add_argument_group("the command"))
@@ -229,7 +229,7 @@ def container(options: argparse.Namespace, image: Image | None = None) -> dict[s
         **_id_mappings(options),
         **limits(options),
         **_confinement(options),
-        **networks.fields(options),
+        **network_options.fields(options),
     }
     fields |= {
         name: value for name in ("id", "hostname", "domainname") if (value := getattr(options, name)) is not None

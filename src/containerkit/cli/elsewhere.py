@@ -46,7 +46,6 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
     "network": {
         "connect": "start the container with --network NAME, or use the library's LiveNetwork.attach()",
         "disconnect": "start the container without the network, or use the library's LiveNetwork.detach()",
-        "prune": "use 'containerkit network ls' and 'containerkit network rm NAME'",
     },
     "system": {"dial-stdio": "there is no daemon"},
     "volume": {"update": "there are no volumes of a cluster"},
@@ -111,7 +110,6 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
         ("--ipam-driver", "--ipam-opt"): "use --subnet",
     },
     "network ls": {("-f", "--filter"): "use --format json and a filter of your own"},
-    "network inspect": {("-f", "--format"): "it prints JSON; use 'containerkit network ls --format'"},
     "volume create": {("--name",): "the name is an argument: volume create NAME"},
     "login": {("-p", "--password"): "it would be visible in the list of processes: use --password-stdin"},
     "ps": {("-s", "--size"): "use 'containerkit system df'"},
@@ -124,7 +122,6 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
 
 ACCEPTED: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "rm": {("-v", "--volumes"): "there are no anonymous volumes"},
-    "ps": {("--no-trunc",): "ids are short, and --json shows the whole command"},
     "stats": {("--no-trunc",): "nothing is shortened"},
     "attach": {("--sig-proxy", "--sig-proxy=false"): "signals end only this command"},
     "cp": {("-q", "--quiet"): "it prints nothing"},

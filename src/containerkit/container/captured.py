@@ -70,7 +70,7 @@ class ArgumentCache(Generic[Made]):
             lasts: returns whether the same arguments would give an equal object later.
         """
         # The key includes the types: True and 1 are different.
-        key = tuple((name, type(value), _fixed(value)) for name, value in arguments.items())
+        key = tuple([(name, type(value), _fixed(value)) for name, value in arguments.items()]) if arguments else ()
         try:
             known = self._kept.get(key)
         except TypeError:  # something in it is mutable

@@ -276,7 +276,7 @@ class Known:
         """Return the fields for a list of containers, from one read of the record.
 
         ``status``, ``pid``, ``exit_code``, ``created``, ``health`` and ``labels`` are those of the attributes;
-        ``init`` is the pid of the last run's init.
+        ``init`` is the pid of the last run's init; ``started`` and ``finished`` are times, None if unknown.
         """
         status, run, end = self.looked_at()
         config = self.entry.config
@@ -286,6 +286,8 @@ class Known:
             "image": config["image"],
             "command": config["argv"],
             "created": config["created"],
+            "started": run.get("started"),
+            "finished": None if end is None else end["finished"],
             "status": status,
             "init": run.get("init"),
             "pid": run["pid"] if status in ("running", "paused") else None,

@@ -205,7 +205,7 @@ class StartContext:
     def sockets(self) -> dict[str, int]:
         """Return the slots of listening sockets that commands inherit."""
         found: dict[int, int] = getattr(self.joined.get("network"), "sockets", {})
-        return {socket_slot(number).name: fd for number, fd in found.items()}
+        return {socket_slot(number).name: fd for number, fd in found.items()} if found else {}
 
     def inputs(self) -> dict[str, int]:
         """Return the inputs of the plan from this context."""

@@ -51,7 +51,7 @@ def _main(options: argparse.Namespace) -> int:
         signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if options.tty else FORWARDED))
         container = stack.enter_context(Container.attach(options.name))
         if isinstance(container, View):
-            container.note("exec_start", command=words)
+            container.note("exec_start", command=" ".join(words))
         fields = _fields(options, container)
         if options.tty:
             from containerkit.cli import terminal
