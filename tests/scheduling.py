@@ -22,6 +22,7 @@ TOGETHER = {
             "test_detached_logs",
             "test_detached_networks",
             "test_docker_words",
+            "test_hostile_to_keepers",
             "test_killed_owner",
             "test_left_behind",
             "test_lookup_detached",

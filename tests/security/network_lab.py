@@ -99,6 +99,7 @@ class Lab:
         if rules:
             with self.spaces["host"].enter():
                 self.host_rules = HostRules(Nfnetlink(), "ck1")
+            self.write("host", "ipv4/conf/ck1/route_localnet")
             for net in nets:
                 self.host_rules.add_subnet(net)
 

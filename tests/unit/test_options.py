@@ -13,13 +13,17 @@ from containerkit import meanings, options, sandbox
 from containerkit.cgroup.events import KINDS, EventKind
 from containerkit.container import arguments as invocation
 from containerkit.detached.description import Keeping
-from containerkit.fleet import describe
+from containerkit.fleet import Fleet, describe
 from containerkit.fleet import options as fleet_options
+from containerkit.fleet.kubernetes import KubernetesEngine
 from containerkit.image import Build, Defaults, Descriptor, Image, ImageConfig, commit
 from containerkit.image import options as image_options
 from containerkit.image.build import api
 from containerkit.image.provider import _IMAGE, _OVERLAY
 from containerkit.image.templates import BUILTIN, find_template
+from containerkit.project import Service
+from containerkit.project import options as project_options
+from containerkit.project.schema import SERVICE
 from containerkit.security.confinement import Confinement
 from containerkit.spec import command
 from containerkit.spec import container as spec
@@ -28,7 +32,7 @@ from containerkit.spec.mount import Mount
 TEXT = {"text", "encoding", "errors"}
 CLASSES = {
     name: found
-    for module in (options, fleet_options, image_options)
+    for module in (options, fleet_options, image_options, project_options)
     for name in module.__all__
     if typing.is_typeddict(found := getattr(module, name))
 }
@@ -59,6 +63,8 @@ TOLD_AND_TAKEN = [
     (options.OneShotOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"} | spec.DESCRIPTION | {"init"}),
     (fleet_options.FleetOptions, describe._KNOWN - TEXT - {"input"}),
     (fleet_options.AnyFleetOptions, describe._KNOWN - {"input"}),
+    (fleet_options.KubernetesOptions, parameters(KubernetesEngine) - {"namespace"}),
+    (project_options.ServiceOptions, set(SERVICE) - {"extends"}),  # which needs a file
     (options.KeepingOptions, fields(Keeping, "name")),
     (
         options.DetachOptions,
@@ -130,6 +136,8 @@ EXPLAINED = [
     (containerkit.Sandbox.run, options.SandboxRunOptions),
     (containerkit.Template, options.TemplateOptions),
     (containerkit.Template.run, options.TemplateRunOptions),
+    (Fleet.kubernetes, fleet_options.KubernetesOptions),
+    (Service, project_options.ServiceOptions),
     (Build.build, image_options.BuildOptions),
     (Confinement, options.ConfinementOptions),
     (Descriptor.of, image_options.DescriptorOptions),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from errno import ESTALE
 from functools import partial
 from itertools import chain
 
-from containerkit.descriptors import close_all, keep
+from containerkit.descriptors import Closing, close_all, keep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
-    from typing import Final, Self
+    from typing import Final
 
 __all__ = ["DIRECTORY", "Trail", "chunks", "remove", "walk"]
 
@@ -26,7 +26,7 @@ def _open_at(kept: list[int], name: bytes, directory: int) -> int:
     return keep(kept, partial(os.open, dir_fd=directory), name, DIRECTORY)
 
 
-class Trail:
+class Trail(Closing):
     """The directories from a root down to the current directory of a walk.
 
     Only the nearest few are open. A closed directory is opened again on the way back, and must be the same one. So a
@@ -67,14 +67,6 @@ class Trail:
 
     def __repr__(self) -> str:
         return f"<Trail fd={self._root}: {len(self.names)} deep, {len(self._kept)} open>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def fd(self) -> int:
@@ -216,6 +208,7 @@ def remove(name: bytes, directory: int, *, ignore_errors: bool = False) -> None:
                 try:
                     if _unlink(below, trail.fd):
                         continue
+                    _open_up(below, trail.fd)
                     trail.enter(below)
                 except OSError:
                     if not ignore_errors:
@@ -229,6 +222,18 @@ def remove(name: bytes, directory: int, *, ignore_errors: bool = False) -> None:
             empty = trail.leave()
             with suppress(*([OSError] if ignore_errors else [])):
                 os.rmdir(empty, dir_fd=trail.fd)
+
+
+def _open_up(name: bytes, directory: int) -> None:
+    """Let the owner search a directory and write to it, which is about to be removed. Root need not be let."""
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if os.geteuid() != status.st_uid or os.geteuid() == 0 or status.st_mode & stat.S_IRWXU == stat.S_IRWXU:
+        return
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", stat.S_IRWXU)
+    finally:
+        os.close(fd)
 
 
 def _unlink(name: bytes, directory: int) -> bool:

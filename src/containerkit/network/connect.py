@@ -64,13 +64,6 @@ def _renew() -> None:
 os.register_at_fork(after_in_child=_renew)
 
 
-def close_shared() -> None:
-    """Close the networks that were opened because containers described them."""
-    with _lock:
-        for key in [each for each in _shared if each[0] == os.getpid()]:
-            _shared.pop(key).close()
-
-
 @attrs.frozen(eq=False)
 class Connector:
     """Makes the network of each start of one description.
@@ -278,7 +271,7 @@ def attached_to(attachments: Iterable[Attach]) -> tuple[tuple[LiveNetwork, Attac
     Raises:
         StateError: one belongs to another process.
     """
-    attached = tuple((_live(attach.network), attach) for attach in attachments)
+    attached = tuple((_live(attach), attach) for attach in attachments)
     if any(live.router is not attached[0][0].router for live, _ in attached):
         raise StateError("networks: one container can't be on networks of different processes")
     return attached
@@ -292,10 +285,12 @@ def as_names(hostname: str | None) -> tuple[str, ...]:
         return ()
 
 
-def _live(network: Network | LiveNetwork | str) -> LiveNetwork:
-    if isinstance(network, str):
-        network = _INTERNET
-    return shared(network) if isinstance(network, Network) else network
+def _live(attach: Attach) -> LiveNetwork:
+    network = _INTERNET if attach.network == "internet" else attach.network
+    if isinstance(network, Network):
+        return shared(network)
+    assert isinstance(network, LiveNetwork)
+    return network
 
 
 def _attachments(network: Any) -> tuple[Attach, ...]:

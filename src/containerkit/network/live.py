@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from containerkit.descriptors import Closing
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 from containerkit.network import endpoint, links, router
 from containerkit.network.host import outward_mtu
@@ -15,10 +17,10 @@ from containerkit.network.leases import lease
 from containerkit.network.parsed import ip_address, ip_network
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
+from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from containerkit.container.lifecycle import Container
     from containerkit.network.endpoint import Wire
@@ -32,6 +34,16 @@ __all__ = ["Claim", "LiveNetwork"]
 _FIRST_INDEX: Final = 100
 _MOST_PORTS: Final = 1023
 """The largest number of ports of a bridge: BR_PORT_BITS in the kernel's net/bridge/br_private.h."""
+
+
+_open: Final[WeakMembers[LiveNetwork]] = WeakMembers()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close the networks that are open at exit, before the interpreter shuts down: then no thread can be waited for."""
+    for network in list(_open):
+        network.close()
 
 
 class Claim(NamedTuple):
@@ -50,7 +62,7 @@ class Claim(NamedTuple):
     names: tuple[str, ...]
 
 
-class LiveNetwork:
+class LiveNetwork(Closing):
     """A network that is open until :meth:`close` or the end of ``with``; made by :meth:`containerkit.Network.open`.
 
     Any thread may use it. Pass it to containers as ``network=``, alone or in a :class:`containerkit.Attach`.
@@ -98,6 +110,7 @@ class LiveNetwork:
             self._make(undo)
             undo.pop_all()
             self._closed = False
+            _open.add(self)
 
     def _make(self, undo: ExitStack) -> None:
         rules, host_rules = self.router.rules, self.router.host_rules
@@ -351,11 +364,6 @@ class LiveNetwork:
     def __enter__(self) -> Self:
         self._check_open()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and getattr(self, "_leases", None) and self._pid == os.getpid():

@@ -1,8 +1,9 @@
 """Ports of the host that are forwarded to a container.
 
 A socket is bound for each, even if the kernel forwards the packets. So a port in use is an error immediately, and no
-other user can bind it. The host's rules (see host_rules) forward packets from outside. Connections by the loopback,
-and all connections if there are no such rules, are accepted from the socket and forwarded by this process.
+other user can bind it. The host's rules (see host_rules) forward all packets that they can. Some connections reach
+the socket: those to ::1, those on a host that does not track connections of its loopback, and all if there are no such
+rules. They are accepted and forwarded by this process.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Published:
             else:
                 self._relays.append(_Relay(held, place, self._in_router))
         where = ip_address(self.port.host)
-        if rules is not None and not where.is_loopback and where.version == ip_address(self._target).version:
+        can_redirect = where.version == 4 or not where.is_loopback
+        if rules is not None and can_redirect and where.version == ip_address(self._target).version:
             rules.publish(*self._rule, count=self.port.count)
             self._rules = rules
 

@@ -101,15 +101,11 @@ def _ps(options: argparse.Namespace) -> int:
     elif options.quiet:
         for row in rows:
             show(row["Name"])
-    elif options.format == "json":
-        for row in rows:
-            show(json.dumps(row))
     elif options.format != "table":
-        from containerkit.cli.listing import check_template, formatted
+        from containerkit.cli.listing import listed
 
-        check_template(options.format)
-        for row in rows:
-            show(formatted(options.format, {**row, "Names": row["Name"], "Status": _status(row)}))
+        for line in listed(options.format, ({**row, "Names": row["Name"], "Status": _status(row)} for row in rows)):
+            show(line)
     else:
         head = ("NAME", "SERVICE", "STATUS", "PORTS", "COMMAND")
         width = None if options.no_trunc else 40
@@ -233,13 +229,19 @@ def _port(options: argparse.Namespace) -> int:
 
 
 def _ls(options: argparse.Namespace) -> int:
+    from containerkit.cli.commands import complain
+    from containerkit.errors import StateError
     from containerkit.project.remote import Remote
     from containerkit.project.sockets import names
 
     rows: list[tuple[Any, ...]] = []
     for name in names():
-        holder = Remote(name)
-        states = [row["State"] for row in holder.ask("ps")]
+        try:
+            holder = Remote(name)
+            states = [row["State"] for row in holder.ask("ps")]
+        except StateError as error:  # it ended in the meantime, or can't answer
+            complain(str(error))
+            continue
         status = ", ".join(f"{state}({states.count(state)})" for state in dict.fromkeys(states))
         rows.append((name, status, _files(holder)))
     if options.quiet:
