@@ -42,6 +42,12 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
     "container": {
         "export": COMMANDS["export"],
     },
+    "compose": {
+        "export": "use 'compose commit SERVICE NAME' and 'containerkit image export NAME'",
+        "publish": "projects are not stored in registries: keep the compose file with its sources",
+        "bridge": "use 'containerkit kube generate FILE'",
+        "alpha": "experiments of Docker have no replacement",
+    },
     "network": {
         "connect": "start the container with --network NAME, or use the library's LiveNetwork.attach()",
         "disconnect": "start the container without the network, or use the library's LiveNetwork.detach()",
@@ -116,6 +122,28 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "images": {("--tree",): "use 'containerkit image inspect NAME'"},
     "top": {("-o", "-e", "-f", "-x", "-a", "-u"): COLUMNS},
     "stats": {("-a", "--all"): "a stopped container uses nothing"},
+    "compose": {("--compatibility",): "containers have the names of the specification: PROJECT-SERVICE-1"},
+    "compose build": {
+        ("--ssh", "--builder", "--check", "--print", "--provenance", "--sbom", "-m", "--memory"): (
+            "use 'containerkit build' for one image; its help has the options"
+        ),
+    },
+    "compose commit": {
+        ("-c", "--change"): "use a Dockerfile FROM the image",
+        ("-p", "--pause"): "the container is not paused: use 'compose pause'",
+    },
+    "compose config": {
+        ("--no-consistency", "--no-env-resolution", "--no-normalize", "--no-path-resolution"): (
+            "the whole model is always checked and shown in full; only --no-interpolate leaves something as it is"
+        ),
+        ("--lock-image-digests", "--resolve-image-digests"): "name images by digest: NAME@sha256:...",
+        ("--variables",): "use --environment for their values",
+    },
+    "compose cp": {
+        ("-a", "--archive"): "files belong to root of the container; change owners with 'compose exec SERVICE chown'",
+        ("-L", "--follow-link"): "symlinks are copied as symlinks: name their target",
+    },
+    "compose watch": {("--prune",): "use 'containerkit image prune' afterwards"},
 }
 """Options of Docker's commands that are missing here, with their replacements. Those of ``run`` are in ``keeping``."""
 
