@@ -194,7 +194,7 @@ def test_images_are_committed_and_pushed(cli, tmp_path):
 def test_what_docker_has_and_this_has_not_names_the_replacement(cli):
     for words, remedy in (
         (("export", "web"), "image export"),
-        (("build", "--ssh", "default"), "containerkit build"),
+        (("build", "--sbom", "true"), "containerkit build"),
         (("config", "--variables"), "--environment"),
         (("cp", "-a", "x", "web:/"), "chown"),
         (("up", "-d", "--watch"), "compose watch"),

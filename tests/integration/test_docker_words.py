@@ -220,7 +220,7 @@ def test_commands_that_are_elsewhere_name_the_place(ck):
         ("exec -d x true", "setsid"), ("logs --details x", "inspect"), ("login -p x", "--password-stdin"),
         ("pull -a x", "name the tags"), ("build --cache-from x .", "by content"), ("cp -a x y:/", "chown"),
         ("cp x:/y -", "exec CONTAINER tar"), ("top x -o pid", "exec NAME ps"), ("top x aux", "exec NAME ps"),
-        ("rm --link x", "no links"), ("build -", "-f - DIR"), ("build --push .", "containerkit push"),
+        ("rm --link x", "no links"), ("build -", "-f - DIR"), ("build --metadata-file x .", "--iidfile"),
         ("container export x", "image export"), ("container foo", "there are"), ("container lss", "'container ls'"),
         ("network connect x y", "--network NAME"), ("network create --gateway 10.0.0.1 x", "first address"),
         ("volume create --name x", "an argument"), ("volume update x", "cluster"), ("-H tcp://x ps", "no daemon"),

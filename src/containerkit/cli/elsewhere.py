@@ -85,10 +85,7 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "build": {
         ("-o", "--output"): "use 'containerkit image export' afterwards",
         ("--cache-from", "--cache-to"): "the cache is part of the store, addressed by content",
-        ("--add-host",): "with --network host the host's /etc/hosts is used",
-        ("--build-context", "--ssh", "--iidfile", "--label", "--metadata-file", "--shm-size", "--ulimit"): (
-            "use the library's Build(...), or instructions of the Dockerfile, such as LABEL"
-        ),
+        ("--metadata-file",): "use --iidfile, and 'containerkit image inspect'",
         (
             "-m",
             "--memory",
@@ -97,7 +94,6 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
             "--cgroup-parent",
         ): "run it in a group: systemd-run --scope",
         ("--squash",): "use 'containerkit image squash' afterwards",
-        ("--push",): "use 'containerkit push NAME' afterwards",
         ("--compress", "--isolation", "--builder"): "there is no daemon that gets the context",
         ("--check", "--call"): "use a program that checks Dockerfiles, such as hadolint",
         ("--attest", "--provenance", "--sbom"): "images have no attestations here",
@@ -124,7 +120,7 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "stats": {("-a", "--all"): "a stopped container uses nothing"},
     "compose": {("--compatibility",): "containers have the names of the specification: PROJECT-SERVICE-1"},
     "compose build": {
-        ("--ssh", "--builder", "--check", "--print", "--provenance", "--sbom", "-m", "--memory"): (
+        ("--builder", "--check", "--print", "--provenance", "--sbom", "-m", "--memory"): (
             "use 'containerkit build' for one image; its help has the options"
         ),
     },

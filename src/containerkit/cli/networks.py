@@ -70,11 +70,11 @@ def fields(options: argparse.Namespace) -> dict[str, Any]:
 
         found["dns"] = DNS(servers=tuple(options.dns) or "host", search=tuple(options.dns_search))
     if options.add_host:
-        found["hosts"] = dict(_host(text) for text in options.add_host)
+        found["hosts"] = dict(host(text) for text in options.add_host)
     return found
 
 
-def _host(text: str) -> tuple[str, str]:
+def host(text: str) -> tuple[str, str]:
     name, mark, address = text.partition(":")
     if not mark:
         name, mark, address = text.partition("=")

@@ -283,10 +283,13 @@ class _Planning:
     def _resources(self, service: str, keys: Mapping[str, Any]) -> list[str]:
         used = normal.references(keys)
         mounted = [each.get("source") for each in keys.get("volumes", ()) if each["type"] == "image"]
+        contexts = keys.get("build", {}).get("additional_contexts", {}).values()
         built = [
             self._image(other, ())
             for other, its in self._services.items()
-            if other != service and "build" in its and its.get("image", f"{self._project.name}-{other}") in mounted
+            if other != service
+            and "build" in its
+            and (its.get("image", f"{self._project.name}-{other}") in mounted or f"service:{other}" in contexts)
         ]
         found = [self._image(service, tuple(built))]
         found += [self._add(Step("network", name)) for name in used["networks"] if name not in self._opened]

@@ -219,6 +219,9 @@ def _define_images(verbs: Any) -> None:
     build.add_argument("--pull", action="store_true", help="always pull base images")
     build.add_argument("--build-arg", metavar="NAME=VALUE", **_LISTS)
     build.add_argument("-q", "--quiet", action="store_true")
+    build.add_argument(
+        "--ssh", choices=("default",), **_LISTS, help="accepted: RUN --mount=type=ssh gets $SSH_AUTH_SOCK"
+    )
     build.add_argument("--push", action="store_true", help="push them afterwards")
     build.add_argument("--with-dependencies", action="store_true", help="also those of dependencies")
     pull = _services(verbs.add_parser("pull", help="fetch images"))

@@ -27,7 +27,7 @@ def _chosen(project: Project, options: argparse.Namespace, *, deps: bool) -> Ite
 
 
 def _build(options: argparse.Namespace) -> int:
-    from containerkit.project.images import build_image
+    from containerkit.project.images import build_image, build_order
     from containerkit.project.support import unsupported_builds
 
     project = load(options, services=options.services)
@@ -35,8 +35,8 @@ def _build(options: argparse.Namespace) -> int:
     unsupported_builds(project, chosen)
     extra = dict(each.partition("=")[::2] for each in options.build_arg)
     log: Callable[[str], object] = (lambda _: None) if options.quiet else note
-    for name, keys in chosen.items():
-        if "build" in keys:
+    for name in build_order(chosen):
+        if "build" in (keys := chosen[name]):
             build = {**keys["build"], "args": {**keys["build"].get("args", {}), **extra}}
             image = build_image(
                 project, name, {**keys, "build": build}, no_cache=options.no_cache, pull=options.pull, log=log
