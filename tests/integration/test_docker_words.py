@@ -146,6 +146,33 @@ def test_detached_containers_by_dockers_words(ck, kept):
     assert ck("volume rm -f data") == ""
 
 
+def test_named_containers_in_the_foreground(ck, kept, tmp_path):
+    name = f"f{os.getpid()}-{time.monotonic_ns()}"
+    assert ck(f"run --name {name} --label a=b --image box:1 sh -c", 7, "echo said; exit 7") == "said\n"
+    kept.new()
+    assert ck(f"ps -a --filter name={name} --format", 0, '{{.State}} {{.Label "a"}}') == "exited b\n"
+    assert ck(f"start -a {name}", 7) == "said\nsaid\n"
+    ck(f"rm {name}")
+    words = [sys.executable, "-m", "containerkit", "run", "--rm", "--name", name, "--image", "box:1"]
+    options = {"text": True, "stdout": subprocess.PIPE}
+    done = subprocess.run([*words, "-i", "--cidfile", tmp_path / "id", "cat"], input="typed\n", check=True, **options)
+    assert done.stdout == "typed\n"
+    assert len((tmp_path / "id").read_text()) == 12
+    trap = "trap 'echo asked; exit 4' TERM; echo up; while :; do sleep 0.05; done"
+    with subprocess.Popen([*words, "sh", "-c", trap], **options) as process:
+        assert process.stdout.readline() == "up\n"
+        process.terminate()
+        assert process.communicate(timeout=30)[0] == "asked\n"
+    assert process.returncode == 4
+    assert ck(f"ps -aq --filter name={name}") == ""
+    ck(f"run -d --rm --name {name} --image box:1 sleep 100")
+    assert ck(f"exec -d {name} sh -c", 0, "cat; sleep 0.1; touch /tmp/done; exec sleep 99") == ""
+    wait_for(lambda: "/tmp/done" in ck(f"exec {name} find /tmp"))
+    assert "sleep 99" in ck(f"top {name}")
+    ck(f"exec -d {name} no-such-program", 127)
+    assert ck(f"rm -f {name}") == f"{name}\n"
+
+
 def test_lists_and_logs_by_dockers_words(ck, kept):
     one, other = (kept.shell("echo said; exec sleep 1000", image="box:1", name=f"l{os.getpid()}-{n}") for n in range(2))
     wait_for(lambda: list(one.logs()))
@@ -217,7 +244,7 @@ def test_commands_that_are_elsewhere_name_the_place(ck):
         if name not in cli.COMMANDS:
             assert remedy in ck(name, cli.FAILED)
     for line, remedy in (
-        ("exec -d x true", "setsid"), ("logs --details x", "inspect"), ("login -p x", "--password-stdin"),
+        ("logs --details x", "inspect"), ("login -p x", "--password-stdin"),
         ("pull -a x", "name the tags"), ("build --cache-from x .", "by content"), ("cp -a x y:/", "chown"),
         ("cp x:/y -", "exec CONTAINER tar"), ("top x -o pid", "exec NAME ps"), ("top x aux", "exec NAME ps"),
         ("rm --link x", "no links"), ("build -", "-f - DIR"), ("build --metadata-file x .", "--iidfile"),

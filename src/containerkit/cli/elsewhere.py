@@ -66,7 +66,6 @@ COLUMNS: Final = (
 
 OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "exec": {
-        ("-d", "--detach"): "use a shell: exec NAME sh -c 'setsid COMMAND </dev/null >/dev/null 2>&1 &'",
         ("--privileged",): "a command has the privileges of its container; --user chooses the user",
         ("--detach-keys",): "end the command; only 'containerkit attach' can detach",
     },

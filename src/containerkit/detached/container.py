@@ -243,8 +243,13 @@ class Detached(Known):
                 raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True (rm --force)")
             with suppress(StateError):
                 self.kill()
-        self._wait_for_keeper()
-        config = self.entry.config
+        try:
+            self._wait_for_keeper()
+            config = self.entry.config
+        except StateError:
+            if force and status != "exited":  # with remove=True its keeper has removed it
+                return
+            raise
         self.entry.remove()
         emit(self.entry, "destroy", config)
 
