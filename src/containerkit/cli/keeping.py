@@ -165,7 +165,7 @@ def attended(options: argparse.Namespace, image: Image | None, words: Sequence[s
         ContainerError: it can't be started.
     """
     import signal
-    from contextlib import suppress
+    from contextlib import ExitStack, suppress
 
     from containerkit.cli import terminal
     from containerkit.cli.detached.attaching import watch
@@ -180,14 +180,14 @@ def attended(options: argparse.Namespace, image: Image | None, words: Sequence[s
         with suppress(StateError):  # it has ended in the meantime
             one.kill(signal.Signals(number).name)
 
-    for number in FORWARDED:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, hand_on)
     keys = b"" if options.rm else DETACH_KEYS
-    status = watch(one, typing=options.interactive, before=True, keys=keys, ends=not options.pty)
-    if options.rm:
-        one.remove(force=True)
-    return status
+    with ExitStack() as stack:
+        if options.rm:
+            stack.callback(one.remove, force=True)
+        for number in FORWARDED:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                stack.callback(signal.signal, number, signal.signal(number, hand_on))
+        return watch(one, typing=options.interactive, before=True, keys=keys, ends=not options.pty)
 
 
 def _made(
