@@ -74,6 +74,9 @@ def test_images_by_their_short_names(ck, tmp_path):
     assert "box:1@" in ck(f"load -i {tmp_path}/box.tar")
     assert json.loads(ck("inspect --type image box:1"))[0]["name"] == "docker.io/library/box:1"
     assert ck("image inspect -f {{.digest}} box:1").startswith("sha256:")
+    facts = "{{.Os}} {{.RepoTags}} {{len .RootFS.Layers}} {{.Config.Cmd}}"
+    assert ck("image inspect box:1 -f", 0, facts).startswith("linux [box:1] 1 ")
+    assert ck("inspect box:1 -f {{.Id}}").startswith("sha256:")
     assert ck("system df --format {{.Type}}").splitlines() == ["Images", "Containers", "Local Volumes", "Build Cache"]
     assert json.loads(ck("info --json"))["Images"] == 2
     assert ck("version --format {{.Server.KernelVersion}}").strip() == os.uname().release
@@ -166,7 +169,9 @@ def test_named_containers_in_the_foreground(ck, kept, tmp_path):
     assert process.returncode == 4
     assert ck(f"ps -aq --filter name={name}") == ""
     ck(f"run -d --rm --name {name} --image box:1 sleep 100")
-    assert ck(f"exec -d {name} sh -c", 0, "cat; sleep 0.1; touch /tmp/done; exec sleep 99") == ""
+    script = "cat; sleep 0.1; touch /tmp/done; exec sleep 99"
+    words = [sys.executable, "-m", "containerkit", "exec", "-d", name, "sh", "-c", script]
+    assert subprocess.run(words, check=True, **options).stdout == ""
     wait_for(lambda: "/tmp/done" in ck(f"exec {name} find /tmp"))
     assert "sleep 99" in ck(f"top {name}")
     ck(f"exec -d {name} no-such-program", 127)
@@ -214,6 +219,8 @@ def test_inspect_has_dockers_names(ck, kept, monkeypatch):
         assert ck(f"inspect {name} -f", 0, "{{.Config.Image}} {{.HostConfig.NetworkMode}}") == f"box:1 {name}\n"
         known = keeper.known
         monkeypatch.setattr(keeper, "known", lambda: [each for each in known() if each[0] == name])
+        assert ck(f"network ls -q --filter name={name}") == f"{name}\n"
+        assert "only name=TEXT" in ck("network ls --filter driver=x", cli.FAILED)
         assert ck("network prune -f") == ""
         assert ck(f"rm -f {name}") == f"{name}\n"
         assert one not in ck("ps -aq")

@@ -100,6 +100,7 @@ def test_unsupported_key_is_refused_by_name(path):
     ("asked", "message"),
     [
         ({"logging": {"options": {"tag": "x"}}}, "logging.options: 'tag' is not supported"),
+        ({"logging": {"driver": "syslog"}}, "choose from json-file, local, none; 'compose logs --follow"),
         ({"logging": {"options": {"max-size": "many"}}}, "max-size: 'many' is not a size"),
         ({"build": {"context": "/", "ssh": ["default=/k"]}}, "build.ssh: 'default=/k' is not supported; choose from default"),
         ({"logging": {"driver": "none", "options": {"max-size": "1m"}}}, "the driver none has no options"),

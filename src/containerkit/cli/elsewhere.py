@@ -109,7 +109,6 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
         ("--label",): "networks have no labels",
         ("--ipam-driver", "--ipam-opt"): "use --subnet",
     },
-    "network ls": {("-f", "--filter"): "use --format json and a filter of your own"},
     "volume create": {("--name",): "the name is an argument: volume create NAME"},
     "login": {("-p", "--password"): "it would be visible in the list of processes: use --password-stdin"},
     "ps": {("-s", "--size"): "use 'containerkit system df'"},

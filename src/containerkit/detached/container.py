@@ -247,7 +247,7 @@ class Detached(Known):
             self._wait_for_keeper()
             config = self.entry.config
         except StateError:
-            if force and status != "exited":  # with remove=True its keeper has removed it
+            if force and status != "exited" and not os.path.exists(self.entry.path):  # its keeper has removed it
                 return
             raise
         self.entry.remove()

@@ -190,7 +190,7 @@ WORKS: Final[dict[str, str]] = {
 """Keys that are supported, each with a note. The keys below a supported key are supported too."""
 
 REFUSED: Final[dict[str, str]] = {
-    "models": "language models",
+    "models": "language models; run a server of models as a service",
     "services.build.cache_from": "caches of other machines",
     "services.build.cache_to": "caches of other machines",
     "services.build.entitlements": "builds with more privileges",
@@ -205,10 +205,10 @@ REFUSED: Final[dict[str, str]] = {
     "services.deploy.resources.reservations.generic_resources": "resources of a cluster",
     "services.external_links": "containers of other projects; put both on one external network",
     "services.isolation": "an isolation of Windows",
-    "services.models": "language models",
+    "services.models": "language models; run a server of models as a service",
     "services.networks.driver_opts": "options of a network's driver",
     "services.networks.link_local_ips": "addresses of a link",
-    "services.provider": "providers",
+    "services.provider": "services that a program outside makes; start it by hand and pass its address",
     "services.pull_refresh_after": "images that are pulled after a time; use pull_policy: always",
     "services.runtime": "other runtimes",
     "services.storage_opt": "options of a storage driver",

@@ -51,6 +51,12 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
 }
 """The supported values; for a mapping, its supported keys."""
 
+_REMEDIES: Final = {
+    "services.logging.driver": "'compose logs --follow --no-log-prefix SERVICE | logger' passes lines on to syslog",
+    "services.build.ssh": "RUN --mount=type=ssh gets the agent of $SSH_AUTH_SOCK",
+}
+"""What to do instead of a value that is not supported."""
+
 
 def unsupported(project: Project) -> None:
     """Refuse keys and values that are not supported, before anything is created.
@@ -96,7 +102,8 @@ def _choose(model: Mapping[str, Any], path: str) -> None:
         for each in value if isinstance(value, (dict, list)) else (value,):
             if each and each not in known and not (":" in each and f"{each.partition(':')[0]}:*" in known):
                 there = ", ".join(word.replace("*", "NAME") for word in known)
-                raise SpecError(f"{place}: {each!r:.60} is not supported; choose from {there}")
+                remedy = f"; {_REMEDIES[path]}" if path in _REMEDIES else ""
+                raise SpecError(f"{place}: {each!r:.60} is not supported; choose from {there}{remedy}")
 
 
 def _refuse(model: Mapping[str, Any], path: str) -> None:
