@@ -30,8 +30,8 @@ A process keeps each network until it is removed. Containers of all processes of
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the verbs and their options."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    making = verbs.add_parser("create", help="make one")
-    making.add_argument("name", metavar="NAME")
+    making = verbs.add_parser("create", help="create a network")
+    making.add_argument("name", metavar="NAME", help="the name of the network")
     making.add_argument(
         "--subnet",
         metavar="CIDR",
@@ -50,11 +50,11 @@ def define(parser: argparse.ArgumentParser) -> None:
     listing.add_argument(
         "-f", "--filter", metavar="name=TEXT", action="append", default=[], help="only names with this text; repeatable"
     )
-    removing = verbs.add_parser("rm", aliases=["remove"], help="remove some")
-    removing.add_argument("names", metavar="NAME", nargs="+")
+    removing = verbs.add_parser("rm", aliases=["remove"], help="remove networks")
+    removing.add_argument("names", metavar="NAME", nargs="+", help="the name of a network")
     removing.add_argument("-f", "--force", action="store_true", help="also if containers are on it, which lose it")
     looking = verbs.add_parser("inspect", help="print networks as JSON")
-    looking.add_argument("names", metavar="NAME", nargs="+")
+    looking.add_argument("names", metavar="NAME", nargs="+", help="the name of a network")
     looking.add_argument("-f", "--format", metavar="TEMPLATE", help="a template of Go, such as {{.subnets}}; or json")
     pruning = verbs.add_parser("prune", help="remove networks without containers")
     pruning.add_argument("-f", "--force", action="store_true", help="accepted: there is no confirmation")

@@ -1,4 +1,4 @@
-"""Create, list, back up and remove volumes: directories that outlive containers, for ``run -v NAME:TARGET``."""
+"""Create, list, back up and remove volumes: directories that outlive containers, for 'run -v NAME:TARGET'."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    create = verbs.add_parser("create", help="make one")
+    create = verbs.add_parser("create", help="create a volume")
     create.add_argument("name", metavar="NAME", nargs="?", help="its name (default: a random one)")
     create.add_argument(
         "--size", metavar="SIZE", help="limit of the size of its files, such as 64M (default: no limit)"
@@ -42,7 +42,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     create.add_argument("-d", "--driver", metavar="NAME", default="local", help="accepted: only 'local' is supported")
     create.add_argument("-o", "--opt", metavar="size=SIZE", **_LISTS, help="same as --size; there are no other options")
     elsewhere.add("volume create", create)
-    listed = verbs.add_parser("ls", aliases=["list"], help="list them")
+    listed = verbs.add_parser("ls", aliases=["list"], help="list the volumes of this user")
     LISTING.define(listed)
     listed.add_argument(
         "-f", "--filter", metavar="NAME=VALUE", **_LISTS, help="name, label, dangling=true|false; repeatable"

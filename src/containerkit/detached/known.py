@@ -157,7 +157,7 @@ class Known:
         return not os.path.exists(self.entry.file("stopped")) and (policy == 2 or (policy == 1 and failed))
 
     def _policy(self) -> int:
-        with suppress(OSError, ValueError), open(self.entry.file("policy"), encoding="ascii") as file:
+        with suppress(OSError, ValueError), open(self.entry.file("policy"), encoding="utf-8") as file:
             return int(file.read())
         return 0
 
@@ -165,7 +165,7 @@ class Known:
     def _is_frozen(run: Mapping[str, Any]) -> bool:
         for group in run["groups"]:
             for name, frozen in (("cgroup.freeze", "1"), ("freezer.state", "FROZEN")):
-                with suppress(OSError), open(f"{group}/{name}", encoding="ascii") as file:
+                with suppress(OSError), open(f"{group}/{name}", encoding="utf-8") as file:
                     if file.read().strip() == frozen:
                         return True
         return False

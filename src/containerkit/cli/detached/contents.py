@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 
 from containerkit.cli import elsewhere
 from containerkit.cli.detached import Verb, formatted, listed, say, table
+from containerkit.cli.plain import SUPPRESS
 from containerkit.container.lifecycle import Container
 from containerkit.detached.container import containers, find
 from containerkit.errors import ContainerError, SpecError, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from contextlib import AbstractContextManager
     from typing import Any, Final
 
@@ -61,7 +62,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _define_top(parser: argparse.ArgumentParser) -> None:
     _define_one(parser)
-    parser.add_argument("columns", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("columns", nargs="*", help=SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -65,9 +65,7 @@ def _events(options: argparse.Namespace) -> int:
 def _fits(event: ContainerEvent, name: str, wanted: str) -> bool:
     if name == "container":
         return event.name == wanted or event.id.startswith(wanted)
-    if (
-        name == "action" and ":" in event.attributes.get("health", "") + wanted
-    ):  # such as the filter health_status: healthy
+    if name == "action" and ":" in wanted:  # such as health_status: healthy
         return wanted.replace(" ", "") == f"{event.action}:{event.attributes.get('health', '')}"
     return event.fits(name, wanted)
 

@@ -174,9 +174,9 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 
 def _around(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of a build for what its commands find around them."""
-    from containerkit.cli import networks, values
+    from containerkit.cli import network_options, values
 
-    found: dict[str, Any] = {"hosts": dict(networks.host(text) for text in options.add_host)}
+    found: dict[str, Any] = {"hosts": dict(network_options.host(text) for text in options.add_host)}
     if options.shm_size is not None:
         found["shm_size"] = options.shm_size
     if options.ulimit:
