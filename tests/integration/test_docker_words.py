@@ -200,7 +200,7 @@ def test_lists_and_logs_by_dockers_words(ck, kept):
     assert other.name in ck(f"stats --no-stream {other.name}")  # without a control group
 
 
-def test_inspect_has_dockers_names(ck, kept, monkeypatch):
+def test_inspect_has_dockers_names(ck, kept, tmp_path, monkeypatch):
     from containerkit.network import keeper
 
     name = f"i{os.getpid()}-{time.monotonic_ns()}"
@@ -209,6 +209,11 @@ def test_inspect_has_dockers_names(ck, kept, monkeypatch):
         one = ck(f"run -d --name {name} --network {name} --publish 0:80 -v data:/d --image box:1 sleep 100").strip()
         kept.new()
         (port,) = ck(f"port {name} 80").split()
+        (tmp_path / "Dockerfile").write_text("FROM box:1\nEXPOSE 81 53/udp\n")
+        ck(f"build -q -t exposing:1 {tmp_path}")
+        ck(f"run -d --rm --name {name}-all -P --network {name} --image exposing:1 sleep 100")
+        assert [line.split()[0] for line in ck(f"port {name}-all").splitlines()] == ["81/tcp", "53/udp"]
+        assert ck(f"rm -f {name}-all") == f"{name}-all\n"
         ports = '{{(index (index .NetworkSettings.Ports "80/tcp") 0).HostPort}}'
         assert ck(f"inspect {name} -f", 0, ports).strip() == port.rpartition(":")[2]
         assert port in ck(f"ps --filter name={name} --format", 0, "{{.Ports}}")
@@ -258,7 +263,7 @@ def test_commands_that_are_elsewhere_name_the_place(ck):
         ("container export x", "image export"), ("container foo", "there are"), ("container lss", "'container ls'"),
         ("network connect x y", "--network NAME"), ("network create --gateway 10.0.0.1 x", "first address"),
         ("volume create --name x", "an argument"), ("volume update x", "cluster"), ("-H tcp://x ps", "no daemon"),
-        ("run --publish 80 --image box:1 true", "--network internet"), ("attach --sig-proxy=false x", "no such container"),
+        ("run --publish 80 --image box:1 true", "--network internet"), ("run -P --image box:1 true", "name them with"), ("attach --sig-proxy=false x", "no such container"),
         ("load --platform x", "all platforms"), ("ps --filter network=x", "ancestor"), ("ps -n x", "a number"),
         ("compose export x", "image export"), ("compose publish x", "keep the compose file"),
     ):  # fmt: skip

@@ -34,7 +34,6 @@ DETACH_KEYS: Final = b"\x10\x11"
 
 _ELSEWHERE: Final = {
     ("--privileged",): "pass what it needs: --cap all, --seccomp none, --namespace user=host, --bind /dev/...",
-    ("-P", "--publish-all"): "name the ports: --publish",
     ("--link",): "containers on one network find each other by name: --network NAME:alias=...",
     ("--log-driver",): "logs are files in the format of Kubernetes: --log-opt max-size=... and max-file=...",
     ("--attach", "-a"): "the command has the caller's own streams; with -d use 'containerkit attach'",

@@ -34,6 +34,9 @@ def define(group: Any) -> None:
         help="publish a port or a range of ports on the host, by default on 127.0.0.1; repeatable",
     )
     group.add_argument(
+        "-P", "--publish-all", action="store_true", help="publish all ports that the image exposes, on free ports"
+    )
+    group.add_argument(
         "--egress",
         metavar="NAME|*.NAME|CIDR[:PORT]",
         **_LISTS,

@@ -21,6 +21,16 @@ EPILOG: Final = """\
 """
 
 _AS_ALWAYS: Final = "accepted: this is always so"
+_PLACES: Final = {
+    "looking": ("config", "convert", "plan", "ps", "logs", "top", "port", "ls", "images", "wait", "volumes", "version"),
+    "life": ("up", "create", "down", "restart", "stop", "start", "pause", "unpause", "kill", "scale", "rm"),
+    "running": ("exec", "run", "cp"),
+    "images": ("build", "pull", "push", "commit"),
+    "observing": ("events", "stats", "attach"),
+    "watching": ("watch",),
+}
+"""The verbs of each module."""
+
 _QUIET_WITHOUT: Final = ("down", "kill", "logs", "ps", "rm", "stats", "stop", "top")
 """Verbs that have nothing to do if the project is not up."""
 
@@ -354,15 +364,16 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         ContainerError: the verb failed.
     """
-    from containerkit.cli.compose import images, life, looking, observing, running, watching
+    from importlib import import_module
+
     from containerkit.errors import SpecError
     from containerkit.project.remote import NotUpError
 
     if options.dry_run and options.verb not in ("up", "create"):
         raise SpecError(f"--dry-run: {options.verb!r} has no list of steps; 'compose plan' shows those of 'up'")
-    known = {**looking.VERBS, **life.VERBS, **running.VERBS, **images.VERBS, **observing.VERBS, **watching.VERBS}
+    place = next(name for name, verbs in _PLACES.items() if options.verb in verbs)
     try:
-        found: int = known[options.verb](options)
+        found: int = import_module(f"containerkit.cli.compose.{place}").VERBS[options.verb](options)
     except NotUpError as error:
         if options.verb not in _QUIET_WITHOUT:
             raise

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli.compose.common import load, note, numbers, remote, show, with_needed
 from containerkit.cli.compose.looking import print_line, show_plan
-from containerkit.cli.compose.watching import watch
 from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
@@ -106,6 +105,8 @@ def _attend(
             following.start()
             stack.apply(services=services, scale=scale, deps=not options.no_deps)
             if options.watch:
+                from containerkit.cli.compose.watching import watch
+
                 threading.Thread(target=watch, args=(project, options), daemon=True).start()
             return _until_ended(stack, options, supervisor)
     except _AskedToEnd as asked:
