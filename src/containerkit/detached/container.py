@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Detached", "containers", "find"]
 
 _END_S: Final = 10.0
+_LIVE: Final = ("running", "paused", "restarting")
 """The time that a killed container has to end, in seconds."""
 
 
@@ -55,7 +56,7 @@ class Detached(Known):
             ContainerError: the start failed.
         """
         status = self.status
-        if status in ("running", "paused", "restarting"):
+        if status in _LIVE:
             raise StateError(f"{self!r}: it is {status}")
         self._wait_for_keeper()
         for name in ("stopped", "error.json"):
@@ -100,7 +101,7 @@ class Detached(Known):
                     break
                 self._sleep_until_end(run, deadline - time.monotonic())
         self._end()
-        if status in ("running", "paused", "restarting"):
+        if status in _LIVE:
             emit(self.entry, "stop")
 
     def kill(self, signal: int | str = "SIGKILL") -> None:
@@ -112,7 +113,7 @@ class Detached(Known):
         """
         number = signal_number(signal)
         status, run, _ = self.looked_at()
-        if status not in ("running", "paused", "restarting"):
+        if status not in _LIVE:
             raise StateError(f"{self!r}: it does not run")
         emit(self.entry, "kill", signal=number)
         if number != 9:
@@ -241,20 +242,23 @@ class Detached(Known):
             CleanupError: a file could not be removed.
         """
         status = self.status
-        if status in ("running", "paused", "restarting") and not force:
+        if status in _LIVE and not force:
             raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True (rm --force)")
         config = self.entry.config
+        was_live = status in _LIVE
         while True:
-            if status in ("running", "paused", "restarting"):
+            if status in _LIVE:
                 with suppress(StateError):
                     self.kill()
-            self._wait_for_keeper()
             try:
+                self._wait_for_keeper()
                 self.entry.remove()
                 break
-            except StateError:  # it was started in the meantime, or removed
+            except StateError:
+                if was_live and not os.path.exists(self.entry.path):  # its keeper has removed it, as it was told
+                    return
                 status = self.status
-                if not force or status not in ("running", "paused", "restarting"):
+                if not force or status not in _LIVE:  # otherwise it was started in the meantime
                     raise
         emit(self.entry, "destroy", config)
 

@@ -252,6 +252,11 @@ class Known:
         return None if found is None else str(found["status"])
 
     @property
+    def has_group(self) -> bool:
+        """Whether it was last started in a control group."""
+        return bool(self.last_run.get("groups"))
+
+    @property
     def addresses(self) -> list[str]:
         """Its addresses on a network; empty if it is not running, or has no network that another process serves."""
         status, run, _ = self.looked_at()
