@@ -22,6 +22,7 @@ import time
 from contextlib import suppress
 from errno import ENOSPC, EOPNOTSUPP
 
+import containerkit.namespace.handle  # noqa: F401 - the command joins namespaces, and a fork inherits the module
 from containerkit import _native
 from containerkit.container.captured import ArgumentCache
 from containerkit.container.commands import Commands
@@ -363,7 +364,7 @@ def _locks(without: frozenset[int]) -> list[int]:
     """Return the descriptors with which this process holds file locks, on ids and on images."""
     found = []
     for fd in _open_descriptors():
-        with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as file:
             if fd not in without and "\nlock:" in file.read():
                 found.append(fd)
     return found

@@ -16,7 +16,8 @@ import os
 from errno import EEXIST
 from stat import S_ISDIR
 
-from containerkit.oci import files, jsontext
+from containerkit import jsontext
+from containerkit.oci import files
 from containerkit.oci.errors import RuntimeFailure, strerror
 
 TYPE_CHECKING = False
