@@ -14,10 +14,27 @@ from containerkit.typed import TypeVar
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
-__all__ = ["close_all", "keep", "keep_above", "lend"]
+__all__ = ["Closing", "close_all", "keep", "keep_above", "lend"]
 
 Made = TypeVar("Made")
+
+
+class Closing:
+    """An owner that ``with`` closes at its end."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Release what it owns. May be called twice."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def keep(into: list[Made], make: Callable[..., Made], *arguments: object) -> Made:

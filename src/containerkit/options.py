@@ -304,7 +304,7 @@ class KeepingOptions(TypedDict, total=False):
     """The start period in seconds: failures do not count in it until a check has passed (default 0)."""
     health_start_interval_s: float
     """Seconds between two checks in the start period (default 5)."""
-    health_on_failure: str
+    health_on_failure: Literal["none", "kill", "stop"]
     """The action when it becomes unhealthy: ``"none"`` (default), ``"kill"`` (it may be restarted) or ``"stop"``."""
 
 

@@ -6,7 +6,7 @@ an exception that is raised there: an interruption would be lost.
 
 from __future__ import annotations
 
-from weakref import ref
+from _weakref import ref  # the weakref package imports more
 
 from containerkit.typed import Generic, TypeVar
 

@@ -61,7 +61,9 @@ def test_images_by_their_short_names(ck, tmp_path):
     digest = ck("images -q").strip()
     assert "box:1@sha256:" in digest
     assert ck("image ls --format {{.Repository}}:{{.Tag}}") == "box:1\n"
-    assert json.loads(ck("images --format json"))[0]["name"] == "docker.io/library/box:1"
+    assert json.loads(ck("images --json"))[0]["name"] == "docker.io/library/box:1"
+    assert json.loads(ck("images --format json"))["Repository"] == "box"
+    assert ck("images --format", 0, r"table {{.Repository}}\t{{.Tag}}").split() == ["REPOSITORY", "TAG", "box", "1"]
     ck("tag box:1 other:3")
     assert ck("images --format {{.Repository}} --filter reference=oth*") == "other\n"
     assert ck("images other -q").count("sha256:") == 1
@@ -157,8 +159,42 @@ def test_lists_and_logs_by_dockers_words(ck, kept):
     began = time.monotonic()
     assert ck(f"logs -f --until=0s {other.name}") == "said\n"  # it ends, although the container goes on
     assert time.monotonic() - began < 30
+    table = ck(f"ps --filter name={other.name} --format", 0, r"table {{.Names}}\t{{.Command}}\t{{.Label `a`}}")
+    assert table.splitlines()[0].split() == ["NAMES", "COMMAND", "a"]
+    assert json.loads(ck(f"ps --filter name={other.name} --format json"))["Status"].startswith("Up ")
+    assert ck(f"ps -a --filter name={one.name} --format", 0, "{{.Status}}").startswith("Exited (143) ")
+    assert "exec sleep 1000" in ck(f"ps --filter name={other.name} --no-trunc")
     assert ck("run --mount type=tmpfs,dst=/d,tmpfs-size=1m,tmpfs-mode=1770 --image box:1 stat -c %a /d") == "1770\n"
     assert "--pids-limit" in ck(f"stats --no-stream {other.name}", cli.FAILED)
+
+
+def test_inspect_has_dockers_names(ck, kept, monkeypatch):
+    from containerkit.network import keeper
+
+    name = f"i{os.getpid()}-{time.monotonic_ns()}"
+    ck(f"network create {name}")
+    try:
+        one = ck(f"run -d --name {name} --network {name} --publish 0:80 -v data:/d --image box:1 sleep 100").strip()
+        kept.new()
+        (port,) = ck(f"port {name} 80").split()
+        ports = '{{(index (index .NetworkSettings.Ports "80/tcp") 0).HostPort}}'
+        assert ck(f"inspect {name} -f", 0, ports).strip() == port.rpartition(":")[2]
+        assert port in ck(f"ps --filter name={name} --format", 0, "{{.Ports}}")
+        address = ck(f"inspect {name} -f", 0, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}").strip()
+        assert address in ck(f"exec {name} ip -4 addr show")
+        mounts = "{{range .Mounts}}{{.Type}} {{.Name}} {{.Destination}} {{.RW}}{{end}}"
+        assert ck(f"inspect {name} -f", 0, mounts) == "volume data /d true\n"
+        assert ck(f"inspect {name} -f", 0, "{{.Config.Image}} {{.HostConfig.NetworkMode}}") == f"box:1 {name}\n"
+        known = keeper.known
+        monkeypatch.setattr(keeper, "known", lambda: [each for each in known() if each[0] == name])
+        assert ck("network prune -f") == ""
+        assert ck(f"rm -f {name}") == f"{name}\n"
+        assert one not in ck("ps -aq")
+        wait_for(lambda: ck("network inspect -f", 0, "{{len .containers}}", name) == "0\n")
+        assert ck("network prune -f") == f"{name}\n"
+    finally:
+        cli.main(["rm", "-f", name])
+        cli.main(["network", "rm", "-f", name])
 
 
 def test_save_to_stdout_replaces_no_name(ck, tmp_path):

@@ -10,9 +10,24 @@ from pathlib import Path
 import pytest
 
 import containerkit
-from containerkit import aio, cgroup, executor, fleet, image, interpreter, measure
+from containerkit import (
+    aio,
+    cgroup,
+    executor,
+    fleet,
+    gc,
+    image,
+    interpreter,
+    measure,
+    namespace,
+    project,
+    volume,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
+PACKAGES = (
+    aio, cgroup, executor, fleet, gc, image, interpreter, measure, namespace, project, volume,
+)  # fmt: skip
 ENTRY = re.compile(r"^\.\. (?:auto)?(?:class|exception|function|data):: (\S+)$", re.MULTILINE)
 TOOLS = ("sphinx", "furo", "myst_parser")
 
@@ -25,7 +40,7 @@ def test_each_public_name_has_its_entry():
     told = entries()
     assert len(told) == len(set(told))
     wanted = {f"containerkit.{name}" for name in containerkit.__all__}
-    for package in (aio, cgroup, executor, fleet, image, interpreter, measure):
+    for package in PACKAGES:
         # Objects that are public under a shorter name too are documented there.
         wanted |= {
             f"{package.__name__}.{name}"
@@ -45,6 +60,20 @@ def test_each_decision_is_in_the_index():
     for name in linked:
         title = re.sub(r"^# (?:\d+[.:] )?", "", (DOCS / "decisions" / name).read_text().splitlines()[0])
         assert f"]({name}): {title}\n" in text
+
+
+def test_contributors_are_sent_to_files_that_exist():
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text()
+    named = {
+        word
+        for line in text.splitlines()
+        if line.startswith("|")
+        for word in re.findall(r"`([\w/]+\.(?:py|c|h))`", line)
+    }
+    assert len(named) > 40
+    package = Path(containerkit.__file__).parent
+    missing = {each for each in named if not ((package / each).exists() or (DOCS.parent / each).exists())}
+    assert missing == set()
 
 
 # Collecting garbage, of which there is none, takes a sixth of a build.

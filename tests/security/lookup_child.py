@@ -1,11 +1,15 @@
 """A caller in a separate process that starts programs in several ways.
 
-It is called as ``lookup_child.py WAY ROOT guarded|unguarded PROGRAM ...`` and prints a line with each result.
+It is called as ``lookup_child.py ROOT guarded|unguarded``. Each line of its input is a way and programs, as JSON. For each
+it prints a line with the results by program.
 """
 
+import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 from containerkit import PIPE, Container, Limits, Mount, Namespaces, RootFS, TimeOffsets, run
@@ -23,99 +27,122 @@ SHOWN = [
 """The files that the caller's Python would need to run inside."""
 
 
-def by_run(root, argv, **more):
-    return run(argv, rootfs=root, mounts=SHOWN, **more)
+# Each way is a context manager that is called with the root filesystem. It yields a function that starts an argv.
 
 
-def without_init(root, argv):
-    return by_run(root, argv, init=False)
+@contextmanager
+def by_run(root, **more):
+    yield partial(run, rootfs=root, mounts=SHOWN, **more)
 
 
-def in_container(root, argv, **more):
+@contextmanager
+def in_container(root, **more):
     with Container(root, mounts=SHOWN, **more) as c:
-        return c.run(argv)
+        yield c.run
 
 
-def by_popen(root, argv):
-    with Container(root, mounts=SHOWN) as c, c.popen(argv, stdout=PIPE, stderr=PIPE) as process:
-        out, err = process.communicate(timeout=20)
-        return SimpleNamespace(returncode=process.returncode, stdout=out, stderr=err)
+@contextmanager
+def by_popen(root):
+    def start(argv):
+        with c.popen(argv, stdout=PIPE, stderr=PIPE) as process:
+            out, err = process.communicate(timeout=20)
+            return SimpleNamespace(returncode=process.returncode, stdout=out, stderr=err)
+
+    with Container(root, mounts=SHOWN) as c:
+        yield start
 
 
-def when_ready(root, argv):
-    with Container.prepare(root, ready=1, mounts=SHOWN) as template:
+@contextmanager
+def when_ready(root):
+    def start(argv):
         assert template.wait_full(20)
         return template.run(argv)
 
-
-def in_sandbox(root, argv):
-    """Start the program by its path below the root, because the sandbox has the host's root."""
-    path = f"{root.lowers[0]}{argv[0]}"
-    return Sandbox(landlock=Landlock().allow_read("/").allow_execute("/")).run([path], cwd=root.lowers[0])
+    with Container.prepare(root, ready=1, mounts=SHOWN) as template:
+        yield start
 
 
-def with_host(kind):
-    return lambda root, argv: by_run(root, argv, namespaces=Namespaces(**{kind: "host"}))
+@contextmanager
+def in_sandbox(root):
+    """Start programs by their paths below the root, because the sandbox has the host's root."""
+    place = root.lowers[0]
+    sandbox = Sandbox(landlock=Landlock().allow_read("/").allow_execute("/"))
+    yield lambda argv: sandbox.run([f"{place}{argv[0]}"], cwd=place)
 
 
-def in_container_with_host(kind):
-    return lambda root, argv: in_container(root, argv, namespaces=Namespaces(**{kind: "host"}))
+def with_host(start, kind):
+    return lambda root: start(root, namespaces=Namespaces(**{kind: "host"}))
 
 
 def joined(kind):
     """Run in a namespace of a live container."""
 
-    def start(root, argv):
-        with Container() as other:
-            return by_run(root, argv, namespaces=Namespaces(**{kind: other.namespace(kind)}))
+    @contextmanager
+    def start(root):
+        with (
+            Container() as other,
+            by_run(root, namespaces=Namespaces(**{kind: other.namespace(kind)})) as started,
+        ):
+            yield started
 
     return start
 
 
 WAYS = {
     "run": by_run,
-    "run without init": without_init,
+    "run without init": partial(by_run, init=False),
     "container": in_container,
     "popen": by_popen,
     "ready": when_ready,
     "sandbox": in_sandbox,
-    "run with a score": lambda root, argv: by_run(root, argv, oom_score_adj=500),
-    "run with new privileges": lambda root, argv: by_run(root, argv, no_new_privs=False),
-    "container with new privileges": lambda root, argv: in_container(root, argv, no_new_privs=False),
-    "run with offsets": lambda root, argv: by_run(root, argv, time_offsets=TimeOffsets(boottime_s=60)),
-    "run with limits": lambda root, argv: by_run(root, argv, limits=Limits(memory="64M")),
-    "container with limits": lambda root, argv: in_container(root, argv, limits=Limits(memory="64M", pids=8)),
-    "run in a full group": lambda root, argv: by_run(root, argv, init=False, limits=Limits(pids=1)),
-    **{f"run, {kind} host": with_host(kind) for kind in ("time", "ipc", "uts", "network", "cgroup", "pid", "user")},
-    **{f"container, {kind} host": in_container_with_host(kind) for kind in ("time", "pid", "user")},
+    "run with a score": partial(by_run, oom_score_adj=500),
+    "run with new privileges": partial(by_run, no_new_privs=False),
+    "container with new privileges": partial(in_container, no_new_privs=False),
+    "run with offsets": partial(by_run, time_offsets=TimeOffsets(boottime_s=60)),
+    "run with limits": partial(by_run, limits=Limits(memory="64M")),
+    "container with limits": partial(in_container, limits=Limits(memory="64M", pids=8)),
+    "run in a full group": partial(by_run, init=False, limits=Limits(pids=1)),
+    **{
+        f"run, {kind} host": with_host(by_run, kind)
+        for kind in ("time", "ipc", "uts", "network", "cgroup", "pid", "user")
+    },
+    **{f"container, {kind} host": with_host(in_container, kind) for kind in ("time", "pid", "user")},
     **{f"run, {kind} joined": joined(kind) for kind in ("network", "ipc", "pid")},
 }
 
+
+@contextmanager
+def as_python(start, root):
+    yield lambda argv: start(root, argv[0])
+
+
 INTERPRETERS = {
-    "zygote": lambda root, argv: Zygote("", root, python=argv[0], mounts=SHOWN),
-    "interpreter": lambda root, argv: Interpreter(root, python=argv[0], mounts=SHOWN),
+    "zygote": partial(as_python, lambda root, python: Zygote("", root, python=python, mounts=SHOWN)),
+    "interpreter": partial(as_python, lambda root, python: Interpreter(root, python=python, mounts=SHOWN)),
 }
 """Ways to start an interpreter that receives a socket. Another program is reported as an error."""
 
 
-def in_fleet(root, argv, **more):
+@contextmanager
+def in_fleet(root, **more):
     """Run in a container that a worker holds. The worker is a thread, so the caller has all sockets of both sides."""
     with (
         ThreadPoolExecutor(1) as executor,
         Fleet.executor(executor) as fleet,
         fleet.container(root, mounts=SHOWN, **more) as c,
     ):
-        return c.run(argv)
+        yield c.run
 
 
-def as_task(root, argv):
+@contextmanager
+def as_task(root):
     with ThreadPoolExecutor(1) as executor, Fleet.executor(executor) as fleet:
-        return fleet.submit(argv, rootfs=root, mounts=SHOWN).result()
+        yield lambda argv: fleet.submit(argv, rootfs=root, mounts=SHOWN).result()
 
 
 FLEETS = {
     "held by a fleet": in_fleet,
-    "held by a fleet, time host": lambda root, argv: in_fleet(root, argv, namespaces=Namespaces(time="host")),
+    "held by a fleet, time host": with_host(in_fleet, "time"),
     "task of a fleet": as_task,
 }
 """The worker starts these programs as a caller of ``WAYS`` does: only what it has open differs."""
@@ -133,19 +160,29 @@ def shown(text):
     return text if isinstance(text, str) else text.decode(errors="replace") if isinstance(text, bytes) else ""
 
 
+def results(way, root, programs):
+    """Start programs. Return what became of them, by name."""
+    found = {}
+    with (WAYS | INTERPRETERS | FLEETS)[way](RootFS.dir(root)) as start:
+        for name in programs:
+            try:
+                done = start([name])
+                told = f"status {done.returncode} {shown(done.stdout)} {shown(done.stderr)}"
+            except OSError as error:
+                told = f"error {error.errno}"
+            found[name] = " ".join(told.split())
+    return found
+
+
 def main():
-    way, root, guard, *programs = sys.argv[1:]
+    root, guard = sys.argv[1:]
     if guard == "unguarded":
         unguarded()
     os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # a descriptor of the caller's own,
     os.set_inheritable(os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY), True)  # and one that is inherited
-    for name in programs:
-        try:
-            done = (WAYS | INTERPRETERS | FLEETS)[way](RootFS.dir(root), [name])
-            told = f"status {done.returncode} {shown(done.stdout)} {shown(done.stderr)}"
-        except OSError as error:
-            told = f"error {error.errno}"
-        print(name, " ".join(told.split()))
+    for line in sys.stdin:
+        way, programs = json.loads(line)
+        print(json.dumps(results(way, root, programs)), flush=True)
 
 
 if __name__ == "__main__":

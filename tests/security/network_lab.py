@@ -95,6 +95,7 @@ class Lab:
         if rules:
             with self.spaces["host"].enter():
                 self.host_rules = HostRules(Nfnetlink(), "ck1")
+            self.write("host", "ipv4/conf/ck1/route_localnet")
             for net in ("10.88.0.0/16", "10.89.0.0/16", "fd00:88::/64", "fd00:89::/64"):
                 self.host_rules.add_subnet(net)
 

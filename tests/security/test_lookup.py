@@ -6,8 +6,11 @@ container controls all of them. So the process that executes it must have nothin
 """
 
 import contextlib
+import itertools
+import json
 import os
 import re
+import select
 import shutil
 import struct
 import subprocess
@@ -27,7 +30,7 @@ from containerkit.start import context
 
 MARK = "program of the host"
 NUMBERS = range(3, 48)
-KINDS = ("link", "script", "relative", "chain", "elf")
+KINDS = ("link", "script", "relative", "chain", "elf", "direct")
 PRIVILEGED = [way for way in lookup_child.WAYS if "user host" in way or "limits" in way or "full group" in way]
 # If a start needs its own address space, or the memory of PID 1, it can't run without the remedy at all.
 CONTROLS = ["run", "run without init", "run, time host", "container, time host", "sandbox"]
@@ -122,7 +125,7 @@ def filled_root(directory, victim):
 
 
 def plant(directory, name, path):
-    """Make programs that name a path in each way that the kernel follows: of each of KINDS one."""
+    """Make programs that name a path in each way that the kernel follows: of each of KINDS but the last, one."""
     code = f"print({MARK!r})\n"
     (directory / f"link-{name}").symlink_to(path)
     write(directory / f"script-{name}", f"#!{path}\n{code}")
@@ -141,15 +144,56 @@ def direct(victim):
     return ["/proc/self/exe", "/proc/1/exe", *[f"/proc/self/fd/{number}{above}" for number in NUMBERS]]
 
 
-def attempts(way, root, names, guard="guarded", words=()):
-    """Start each program. Return the results by name."""
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(containerkit.__file__))}
-    command = [*words, sys.executable, lookup_child.__file__, way, str(root), guard, *names]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=100, env=environment, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(line.split(" ", 1) for line in done.stdout.splitlines())
+class Caller:
+    """A process that starts programs as it is asked, in one way after another."""
+
+    def __init__(self, root, guard, prefix=()):
+        environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(containerkit.__file__))}
+        command = [*prefix, sys.executable, lookup_child.__file__, str(root), guard]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
+
+    def ask(self, way, names):
+        self.process.stdin.write(f"{json.dumps([way, names])}\n".encode())
+        self.process.stdin.flush()
+
+    def answer(self):
+        """Return the results by name."""
+        line = self.process.stdout.readline()
+        assert line, "the caller has ended"
+        return json.loads(line)
+
+    def has_answered(self):
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
+
+
+@contextlib.contextmanager
+def callers(root, prefix=()):
+    """Yield a function that returns the caller with or without the remedy. It starts those that are not there, or no more."""
+    started = {}
+
+    def of(guard):
+        if guard not in started or started[guard].process.poll() is not None:
+            started[guard] = Caller(root, guard, prefix)
+        return started[guard]
+
+    yield of
+    for each in started.values():
+        with each.process:
+            each.process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def attempts(root):
+    """A function that starts programs in a way, and returns the results by name."""
+    with callers(root) as of:
+
+        def attempt(way, names, guard="guarded"):
+            caller = of(guard)
+            caller.ask(way, names)
+            return caller.answer()
+
+        yield attempt
 
 
 @pytest.fixture
@@ -163,31 +207,34 @@ def some(way, names):
     """Return the names that are attempted in a way.
 
     In two ways, and in the nightly run, these are all: each descriptor's number by each kind of name. In each of the
-    other ways a number is attempted by one kind of name, the next kind in the next way.
+    other ways a number is attempted by one kind of name, the next kind in the next way: how a path came about decides how
+    the kernel follows it, and the way to start decides which descriptors it may find.
     """
     if way in ("run", "sandbox") or os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
         return names
     turn = list(lookup_child.WAYS).index(way)
     kept = []
     for name in names:
-        numbered = re.fullmatch("/([a-z]+)-([0-9]+)", name)
-        if numbered is None or numbered[1] == KINDS[(int(numbered[2]) + turn) % len(KINDS)]:
+        numbered = re.fullmatch(r"/(?:([a-z]+)-|proc/self/fd/)([0-9]+)(?:/\.\..*)?", name)
+        if numbered is None or (numbered[1] or "direct") == KINDS[(int(numbered[2]) + turn) % len(KINDS)]:
             kept.append(name)
     return kept
 
 
 def test_each_descriptor_number_is_attempted_with_each_kind_of_name():
-    names = [f"/{kind}-{number}" for kind in KINDS for number in NUMBERS]
+    names = [f"/{kind}-{number}" for kind in KINDS[:-1] for number in NUMBERS]
+    names += [name for name in direct("/victim") if "/fd/" in name]
     others = [way for way in lookup_child.WAYS if way not in ("run", "sandbox", *PRIVILEGED)]
+    assert len(KINDS) * len(NUMBERS) == len(names)
     assert set(names) == {name for way in others for name in some(way, names)}
     for way in others:
-        assert set(NUMBERS) == {int(name.rpartition("-")[2]) for name in some(way, names)}
+        assert set(NUMBERS) == {int(re.search("[0-9]+", name)[0]) for name in some(way, names)}
 
 
 @pytest.mark.parametrize("way", lookup_child.WAYS, indirect=True)
-def test_no_resource_of_the_caller_can_be_executed(way, root, victim):
-    names = some(way, programs(root)) + (direct(victim) if way != "sandbox" else [])
-    found = attempts(way, root, names)
+def test_no_resource_of_the_caller_can_be_executed(way, root, victim, attempts):
+    names = some(way, programs(root) + (direct(victim) if way != "sandbox" else []))
+    found = attempts(way, names)
     assert set(names) == set(found)
     if way == "sandbox":  # it has the host's files, if they are allowed; only the caller's own things count
         found = {name: told for name, told in found.items() if not re.search("-(cwd|root|roots|init)$", name)}
@@ -195,11 +242,11 @@ def test_no_resource_of_the_caller_can_be_executed(way, root, victim):
 
 
 @pytest.mark.parametrize("way", CONTROLS, indirect=True)
-def test_resources_of_the_caller_can_be_executed_without_the_remedy(way, root):
+def test_resources_of_the_caller_can_be_executed_without_the_remedy(way, root, attempts):
     names = [
         name for name in programs(root) if not re.search("-(1[6-9]|[2-9][0-9])$", name)
     ]  # where it has descriptors
-    found = attempts(way, root, names, "unguarded")
+    found = attempts(way, names, "unguarded")
     reached = {re.sub("[0-9]+", "N", name) for name, told in found.items() if MARK in told}
     assert {"/link-N", "/script-N", "/elf-N"} <= reached, found
     if way != "sandbox":  # it has the host's names: no /script-N, and no procfs in its working directory
@@ -286,29 +333,28 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="no str
 SCANNED = [way for way in lookup_child.WAYS if "full group" not in way] + list(lookup_child.FLEETS)
 
 
-def at_the_exec(process, belongs=None):
+def at_the_exec(process, belongs=None, is_over=None):
     """Return the descriptors of processes that are about to execute a program by path, where strace stops them.
 
     Args:
         process: the caller. The search ends with it.
         belongs: tells of a pid, and of the caller, whether it is one of them (default: by descent).
+        is_over: tells whether the search ends before the caller does.
     """
-    belongs = belongs or is_below
     found = set()
-    while process.poll() is None:
-        for pid in filter(str.isdigit, os.listdir("/proc")):
+    while process.poll() is None and not (is_over and is_over()):
+        for pid in below(process.pid) if belongs is None else filter(str.isdigit, os.listdir("/proc")):
             try:
                 call, path = Path(f"/proc/{pid}/syscall").read_text().split()[:2]
                 if path == "0x0":  # it has just executed the init, which the kernel reports as an execve too
                     continue
                 program = os.readlink(f"/proc/{pid}/exe")
-                if call != EXECVE or "memfd:init" not in program:
-                    if call == EXECVE and "python" in program and belongs(pid, process.pid):
-                        found.add("the interpreter")
+                if call != EXECVE or (belongs is not None and not belongs(pid, process.pid)):
                     continue
-                if not belongs(pid, process.pid):
-                    continue
-                found.update(os.listdir(f"/proc/{pid}/fd"))
+                if "memfd:init" in program:
+                    found.update(os.listdir(f"/proc/{pid}/fd"))
+                elif "python" in program:
+                    found.add("the interpreter")
             except (OSError, ValueError):
                 continue
         time.sleep(0.02)  # strace holds each of them up for fifteen times as long
@@ -318,28 +364,49 @@ def at_the_exec(process, belongs=None):
 EXECVE = {"x86_64": "59", "aarch64": "221"}[os.uname().machine]
 
 
-def is_below(pid, ancestor):
-    """Return whether a process descends from another."""
-    while pid not in ("0", "1"):
-        pid = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
-        if pid == str(ancestor):
-            return True
-    return False
+def below(ancestor):
+    """Return the pids of all that descend from a process."""
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{ancestor}/task"):
+            with contextlib.suppress(OSError):
+                found += Path(f"/proc/{ancestor}/task/{thread}/children").read_text().split()
+    return [*found, *itertools.chain(*map(below, found))]
+
+
+@pytest.fixture(scope="module")
+def scan(root, victim):
+    """A function that starts a program in a way, and returns what :func:`at_the_exec` finds."""
+    shutil.copy(victim, root / "quick")
+    delay = ("-e", "trace=execve", "-e", "inject=execve:delay_enter=300000")
+    with callers(root, ("strace", "-f", "-q", "-o", "/dev/null", *delay)) as of:
+
+        def look(way, guard):
+            for _ in range(4):  # on a busy machine it may be over before it is inspected
+                caller = of(guard)
+                caller.ask(way, ["/quick"])
+                found = at_the_exec(caller.process, is_over=caller.has_answered)
+                caller.answer()
+                if found:
+                    break
+            return found
+
+        yield look
 
 
 @needs_strace
 @pytest.mark.parametrize("way", SCANNED, indirect=True)
-def test_command_has_only_its_own_descriptors_at_its_exec(way, root, victim):
+def test_command_has_only_its_own_descriptors_at_its_exec(way, scan):
     if os.geteuid() != 0 and ("sandbox" in way or "joined" in way):
         pytest.skip(f"{way}: root: such a process is out of an unprivileged user's sight until its exec")
-    assert {"0", "1", "2"} == scan(way, root, victim, "guarded")
+    assert {"0", "1", "2"} == scan(way, "guarded")
 
 
 @needs_strace
 @pytest.mark.parametrize("way", lookup_child.INTERPRETERS)
-def test_interpreter_holds_its_socket_too_at_its_exec(way, root, victim):
+def test_interpreter_holds_its_socket_too_at_its_exec(way, scan):
     """The forks of a zygote and of an interpreter execute nothing: see test_forks.py."""
-    found = scan(way, root, victim, "guarded")
+    found = scan(way, "guarded")
     assert ({"0", "1", "2"}, 4) == (found & {"0", "1", "2"}, len(found))
 
 
@@ -350,19 +417,5 @@ by_root = pytest.mark.skipif(
 
 @needs_strace
 @pytest.mark.parametrize("way", ["run", pytest.param("held by a fleet, time host", marks=by_root), "task of a fleet"])
-def test_command_has_more_descriptors_without_the_remedy(way, root, victim):
-    assert "the interpreter" in scan(way, root, victim, "unguarded")
-
-
-def scan(way, root, victim, guard):
-    """Start a program under strace(1), which delays each process before its execve."""
-    shutil.copy(victim, root / "quick")
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(containerkit.__file__))}
-    words = ["strace", "-f", "-q", "-o", "/dev/null", "-e", "trace=execve", "-e", "inject=execve:delay_enter=300000"]
-    command = [*words, sys.executable, lookup_child.__file__, way, str(root), guard, "/quick"]
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for _ in range(4):  # on a busy machine it may be over before it is inspected
-        with subprocess.Popen(command, env=environment, **streams) as traced:
-            if found := at_the_exec(traced):
-                break
-    return found
+def test_command_has_more_descriptors_without_the_remedy(way, scan):
+    assert "the interpreter" in scan(way, "unguarded")

@@ -4,28 +4,38 @@ import os
 from pathlib import Path
 
 from containerkit import (
+    CNI,
     DEVNULL,
+    DNS,
     PIPE,
     AppArmor,
+    Attach,
     Build,
     Capabilities,
     CGroup,
     Condition,
     Container,
     ContainerTimeout,
+    Detached,
+    Egress,
+    EgressRule,
     ExitError,
     IdMapping,
     Image,
     Landlock,
     Limits,
+    Macvlan,
     Mount,
     Namespace,
     Namespaces,
+    Network,
     NetworkPool,
     OutOfMemory,
     Personality,
     Pod,
+    Port,
     Project,
+    Rate,
     RootFS,
     Sandbox,
     Seccomp,
@@ -36,6 +46,7 @@ from containerkit import (
     TimeOffsets,
     User,
     aio,
+    events,
     popen,
     probe,
     run,
@@ -46,6 +57,7 @@ from containerkit.fleet import Fleet
 from containerkit.image import Reference, Store, commit
 from containerkit.interpreter import Interpreter
 from containerkit.measure import RunExecutor
+from containerkit.volume import Volume, create
 
 
 async def run_in_asyncio(c: AsyncContainer) -> None:
@@ -382,3 +394,52 @@ def projects(stack: Stack) -> None:
     stack.scale("a", "2")  # mistake
     stack["a"].exit_code.bit_length()  # mistake
     stack.port("a", 80).upper()  # mistake
+    Service(image="x", ports="8080:80")  # mistake
+    Service(image="x", volumes="/a:/b")  # mistake
+    Service(image="x", environment="A=B")  # mistake
+    Service(image="x", depends_on="db")  # mistake
+    stack.logs(tail="5")  # mistake
+
+
+def networks(c: Container) -> None:
+    run(["true"], network=["internet", 5])  # mistake
+    run(["true"], publish=8080)  # mistake
+    run(["true"], egress="pypi.org")  # mistake
+    run(["true"], hosts=["db:10.0.0.1"])  # mistake
+    Network("app", subnets="10.9.0.0/24")  # mistake
+    Network("app", mtu="1500")  # mistake
+    with Network("app").open() as net:
+        net.attach(5)  # mistake
+        net.subnets.append("10.9.0.0/24")  # mistake
+        net.ports(c)[0].host_port.upper()  # mistake
+        net.refusals()[0].destinaton  # mistake
+    Attach("host")  # mistake
+    Attach(Network("app"), aliases="db")  # mistake
+    Attach(Network("app"), rate="100M")  # mistake
+    Rate(down=1.5)  # mistake
+    Port(8080, 80, "sctp")  # mistake
+    Port.socket(80, fd="3")  # mistake
+    Egress.only(["pypi.org"])  # mistake
+    EgressRule("x", protocol="icmp")  # mistake
+    DNS(servers="192.0.2.1")  # mistake
+    DNS(servers=[5])  # mistake
+    Macvlan("eth0", mode="l2")  # mistake
+    Macvlan("eth0", addresses="192.0.2.9/24")  # mistake
+    CNI("x", plugins="/opt/cni/bin")  # mistake
+
+
+def outliving(c: Detached, v: Volume) -> None:
+    Container().detach("x", command="true")  # mistake
+    Container().detach(restart=3)  # mistake
+    Container().detach(restrat="always")  # mistake
+    Container().detach(health_on_failure="reboot")  # mistake
+    Container().detach(health_interval_s="30s")  # mistake
+    c.wait("5")  # mistake
+    c.status == "exitted"  # mistake
+    c.update(memory="1G")  # mistake
+    events(type="container")  # mistake
+    events(action="died")  # mistake
+    create("x", size=1.5)  # mistake
+    v.mount("/a", ro=True)  # mistake
+    Fleet.kubernetes(lease_s="60")  # mistake
+    Fleet.kubernetes(kubecfg="x")  # mistake

@@ -1,4 +1,3 @@
-import argparse
 import subprocess
 import sys
 
@@ -8,12 +7,13 @@ from hypothesis import strategies as st
 
 from containerkit import Mount, Namespaces, RootFS, cli
 from containerkit.cli import arguments, commands, values
+from containerkit.cli.parsing import Parser
 from containerkit.errors import SpecError
 from containerkit.spec.idmap import IdMapping
 
 
 def parsed(*words):
-    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser = Parser(exit_on_error=False, allow_abbrev=False)
     arguments.define(parser)
     return parser.parse_args(words)
 
@@ -285,7 +285,19 @@ def test_main_imports_only_what_the_command_needs():
 def test_run_loads_nothing_that_only_others_need():
     code = "import sys, containerkit.cli.run; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"json", "asyncio", "urllib3", "click", "rich", "csv", "logging", "tempfile", "containerkit.image"}
+    heavy = {
+        "argparse",
+        "re",
+        "json",
+        "asyncio",
+        "urllib3",
+        "click",
+        "rich",
+        "csv",
+        "logging",
+        "tempfile",
+        "containerkit.image",
+    }
     assert not heavy & set(loaded)
 
 

@@ -1,5 +1,6 @@
 """Output made from the parsers: shell completion and manual pages."""
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -17,6 +18,16 @@ KNOWN = list(commands())
 def test_every_command_and_verb_has_a_purpose():
     assert {command.path[0] for command in KNOWN} == set(cli.COMMANDS)
     assert not [command.path for command in KNOWN if not command.purpose]
+
+
+def test_every_option_and_argument_is_explained():
+    actions = [(each.path, action) for each in KNOWN for action in each.parser._actions]
+    unexplained = [
+        (*path, *action.option_strings, action.metavar)
+        for path, action in actions
+        if action.help is None and not isinstance(action, argparse._SubParsersAction)
+    ]
+    assert unexplained == []
 
 
 def complete(shell, line, tmp_path):

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import containerkit
-from containerkit.oci import flags, jsontext, signals, store
+from containerkit import jsontext
+from containerkit.oci import flags, signals, store
 from containerkit.oci.errors import RuntimeFailure
 from containerkit.oci.log import Log, timestamp
 from containerkit.oci.main import _VERBS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from containerkit.oci import checkpoint, config, criu, flags, jsontext
+from containerkit import jsontext
+from containerkit.oci import checkpoint, config, criu, flags
 from containerkit.oci.errors import RuntimeFailure
 from containerkit.oci.main import _CHECKPOINT
 from containerkit.oci.specification import default

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from oci_bundles import write_front
 
 import containerkit
+from containerkit import jsontext
 from containerkit._native import front as front_end
-from containerkit.oci import jsontext, launcher, store
+from containerkit.oci import launcher, store
 from containerkit.oci.errors import RuntimeFailure
 
 NATIVE = Path(containerkit.__file__).parent / "_native"

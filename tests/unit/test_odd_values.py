@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from containerkit import Command, Container, IdMapping, Limits, Mount, Namespaces, RootFS, SpecError, TimeOffsets, User
+from containerkit import (
+    Command,
+    Container,
+    IdMapping,
+    Limits,
+    Mount,
+    Namespaces,
+    RootFS,
+    SpecError,
+    TimeOffsets,
+    User,
+    popen,
+    run,
+)
 from containerkit.spec import container as specs
 from containerkit.spec.rootfs import Volume
 
@@ -191,3 +204,14 @@ def test_limits_of_another_class_of_that_name_are_refused():
 
     with pytest.raises(SpecError, match="limits"):
         Container(limits=Bounds())
+
+
+@pytest.mark.parametrize("name", ["mounts", "devices", "publish", "groups", "pass_fds"])
+def test_mapping_is_no_list(name):
+    with pytest.raises(SpecError, match=f"{name}: must be a list"):
+        popen(["true"], network="internet", **{name: {80: 8080}})
+
+
+def test_mapping_is_no_command():
+    with pytest.raises(SpecError, match=r"command: must be a list of strings, not \{'true': 1\}$"):
+        run({"true": 1})

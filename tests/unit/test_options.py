@@ -13,8 +13,9 @@ from containerkit import meanings, options, sandbox
 from containerkit.cgroup.events import KINDS, EventKind
 from containerkit.container import arguments as invocation
 from containerkit.detached.description import Keeping
-from containerkit.fleet import describe
+from containerkit.fleet import Fleet, describe
 from containerkit.fleet import options as fleet_options
+from containerkit.fleet.kubernetes import KubernetesEngine
 from containerkit.image import Build, Defaults, Descriptor, Image, ImageConfig, commit
 from containerkit.image import options as image_options
 from containerkit.image.build import api
@@ -59,6 +60,7 @@ TOLD_AND_TAKEN = [
     (options.OneShotOptions, invocation.RUN_ARGUMENTS - TEXT - {"input"} | spec.DESCRIPTION | {"init"}),
     (fleet_options.FleetOptions, describe._KNOWN - TEXT - {"input"}),
     (fleet_options.AnyFleetOptions, describe._KNOWN - {"input"}),
+    (fleet_options.KubernetesOptions, parameters(KubernetesEngine) - {"namespace"}),
     (options.KeepingOptions, fields(Keeping, "name")),
     (
         options.DetachOptions,
@@ -130,6 +132,7 @@ EXPLAINED = [
     (containerkit.Sandbox.run, options.SandboxRunOptions),
     (containerkit.Template, options.TemplateOptions),
     (containerkit.Template.run, options.TemplateRunOptions),
+    (Fleet.kubernetes, fleet_options.KubernetesOptions),
     (Build.build, image_options.BuildOptions),
     (Confinement, options.ConfinementOptions),
     (Descriptor.of, image_options.DescriptorOptions),

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from containerkit.errors import SpecError
 from containerkit.project import Project, Service
 from containerkit.project.dotenv import parse_dotenv
+from containerkit.project.interpolation import substitute
 from containerkit.project.merge import merged
 from containerkit.project.shapes import Place, duration, mode, size
 from containerkit.project.short import port_list, volume
-from containerkit.project.template import substitute
 from containerkit.project.yaml12 import dump_yaml, parse_yaml
 
 HERE = Place("x", "f", "/base")

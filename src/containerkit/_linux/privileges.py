@@ -33,7 +33,7 @@ def is_privileged() -> bool:
     """
     if os.geteuid() != 0:
         return False
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as file:
+    with open("/proc/thread-self/status", encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.startswith("CapEff:"):
                 effective = int(line.split()[1], 16)
@@ -59,7 +59,7 @@ def _owns_processes() -> bool:
 
 def maps_range(name: str, base: int) -> bool:
     """Return whether the caller's own user namespace maps a whole range. Source: user_namespaces(7)."""
-    with open(f"/proc/self/{name}", encoding="ascii") as file:
+    with open(f"/proc/self/{name}", encoding="utf-8") as file:
         lines = [tuple(map(int, line.split())) for line in file]
     return any(inside <= base and base + RANGE <= inside + count for inside, _, count in lines)
 

@@ -9,13 +9,12 @@ from errno import ESTALE
 from functools import partial
 from itertools import chain
 
-from containerkit.descriptors import close_all, keep
+from containerkit.descriptors import Closing, close_all, keep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
-    from typing import Final, Self
+    from typing import Final
 
 __all__ = ["DIRECTORY", "Trail", "chunks", "remove", "walk"]
 
@@ -27,7 +26,7 @@ def _open_at(kept: list[int], name: bytes, directory: int) -> int:
     return keep(kept, partial(os.open, dir_fd=directory), name, DIRECTORY)
 
 
-class Trail:
+class Trail(Closing):
     """The directories from a root down to the current directory of a walk.
 
     Only the nearest few are open. A closed directory is opened again on the way back, and must be the same one. So a
@@ -68,14 +67,6 @@ class Trail:
 
     def __repr__(self) -> str:
         return f"<Trail fd={self._root}: {len(self.names)} deep, {len(self._kept)} open>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def fd(self) -> int:

@@ -215,7 +215,7 @@ class Run:
 
     def drop(self) -> None:
         """End a command that is held. It does nothing if it is not held."""
-        if self.is_held:
+        if self._run.held != ffi.NULL:
             lib.ck_drop(self._run)
 
     @property

@@ -1,5 +1,6 @@
 /* Reads the files, directories and symlinks of the machine that a root filesystem of the container copies. It runs in
  * the caller's thread, with libc. containerkit/_linux/hostroot.py says what is copied, and does the same in Python. */
+#define _GNU_SOURCE
 #include "copy.h"
 #include "native.h"
 
@@ -13,22 +14,31 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define KNOWN 16       /* directories whose symlinks are resolved; those of /etc lead into few */
+#define KNOWN 32       /* directories that symlinks lead into; those of /etc lead into few */
 #define KNOWN_SIZE 256 /* the longest path of one */
 #define MOST_LINKS 100 /* followed for one path: a loop of symlinks ends */
+
+/* A directory that was resolved. Its descriptor saves the kernel the walk to it, which is most of the time of a readlink. */
+struct known {
+    char path[KNOWN_SIZE];
+    char resolved[KNOWN_SIZE];
+    int fd; /* -1 if it can't be opened */
+};
 
 struct walk {
     struct ck_copying *to;
     size_t made;
     int links;
     unsigned next;
-    char path[PATH_MAX];    /* what is copied */
+    int directory; /* of what is copied, and its name there */
+    const char *name;
+    char path[PATH_MAX];    /* its path */
     char content[PATH_MAX]; /* of that symlink */
     char target[2 * PATH_MAX];
     char resolved[PATH_MAX];
     char rest[2 * PATH_MAX]; /* what is not resolved yet */
     char read[2 * PATH_MAX];
-    char known[KNOWN][2][KNOWN_SIZE];
+    struct known known[KNOWN];
 };
 
 static char *reserve(struct ck_copying *to, size_t size) {
@@ -73,7 +83,7 @@ static int read_file(struct walk *walk, int fd, size_t expected, uint32_t mode) 
     size_t before = sizeof(struct ck_entry) + strlen(path) + 1;
     size_t size = 0;
     while (size < to->largest) {
-        size_t wanted = size < expected ? expected - size : 4096;
+        size_t wanted = size < expected ? expected - size + 1 : 4096; // one more, to see the end
         if (wanted > to->largest - size)
             wanted = to->largest - size;
         char *at = reserve(to, before + size + wanted + 8);
@@ -84,17 +94,17 @@ static int read_file(struct walk *walk, int fd, size_t expected, uint32_t mode) 
             continue;
         if (got < 0)
             return 0;
-        if (got == 0)
-            break;
         size += (size_t)got;
+        if (got == 0 || ((size_t)got < wanted && size == expected))
+            break;
     }
     finish(to, CK_ENTRY_FILE, mode, path, size);
     walk->made++;
     return 0;
 }
 
-static int copy_file(struct walk *walk, const char *source) {
-    int fd = open(source, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+static int copy_file(struct walk *walk, int directory, const char *name) {
+    int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return 0;
     struct stat status;
@@ -166,35 +176,45 @@ static int resolve_on(struct walk *walk, const char *text) {
     }
 }
 
-static const char *known(struct walk *walk, const char *path) {
-    for (unsigned i = 0; i < KNOWN; i++)
-        if (walk->known[i][0][0] && strcmp(walk->known[i][0], path) == 0)
-            return walk->known[i][1];
+static struct known *known(struct walk *walk, const char *path) {
+    for (struct known *each = walk->known; each < walk->known + KNOWN; each++)
+        if (each->path[0] && strcmp(each->path, path) == 0)
+            return each;
     return NULL;
 }
 
-/* Resolve the directory that a path is in: the many symlinks lead into few. Returns 0 if it is too long, or a
- * loop. */
-static int resolve_directory(struct walk *walk, const char *path) {
-    const char *found = known(walk, path);
-    if (found != NULL) {
-        strcpy(walk->resolved, found);
-        return 1;
+static void forget(struct known *one) {
+    if (one->path[0] && one->fd >= 0)
+        close(one->fd);
+    one->path[0] = 0;
+}
+
+/* Resolve the directory that a path is in: the many symlinks lead into few. *fd is that directory, or -1. Returns 0 if
+ * the path is too long, or a loop. */
+static int resolve_directory(struct walk *walk, const char *path, int *fd) {
+    struct known *found = known(walk, path);
+    *fd = -1;
+    if (found == NULL) {
+        walk->resolved[0] = 0;
+        if (!resolve_on(walk, path))
+            return 0;
+        if (strlen(path) >= KNOWN_SIZE || strlen(walk->resolved) >= KNOWN_SIZE || path[0] == 0)
+            return 1;
+        found = &walk->known[walk->next++ % KNOWN];
+        forget(found);
+        strcpy(found->path, path);
+        strcpy(found->resolved, walk->resolved);
+        found->fd = open(walk->resolved[0] ? walk->resolved : "/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     }
-    walk->resolved[0] = 0;
-    if (!resolve_on(walk, path))
-        return 0;
-    if (strlen(path) < KNOWN_SIZE && strlen(walk->resolved) < KNOWN_SIZE) {
-        unsigned place = walk->next++ % KNOWN;
-        strcpy(walk->known[place][0], path);
-        strcpy(walk->known[place][1], walk->resolved);
-    }
+    strcpy(walk->resolved, found->resolved);
+    *fd = found->fd;
     return 1;
 }
 
 /* Resolve what the symlink at walk->path leads to. Returns 0 if it is too long, or a loop. */
 static int resolve(struct walk *walk) {
     char target[PATH_MAX];
+    int directory;
     walk->links = 0;
     strcpy(walk->resolved, walk->path);
     strcpy(walk->read, walk->content);
@@ -209,10 +229,11 @@ static int resolve(struct walk *walk) {
             return resolve_on(walk, target);
         }
         name[-1] = 0;
-        if (!resolve_directory(walk, target) ||
+        if (!resolve_directory(walk, target, &directory) ||
             !joined(walk->resolved, sizeof walk->resolved, walk->resolved, "/", name))
             return 0;
-        ssize_t size = readlink(walk->resolved, walk->read, PATH_MAX - 1);
+        ssize_t size = directory < 0 ? readlink(walk->resolved, walk->read, PATH_MAX - 1)
+                                     : readlinkat(directory, name, walk->read, PATH_MAX - 1);
         if (size <= 0)
             return 1;
         if (walk->links++ == MOST_LINKS)
@@ -229,7 +250,7 @@ static int is_shown(struct walk *walk) {
 }
 
 static int copy_link(struct walk *walk) {
-    ssize_t size = readlink(walk->path, walk->content, sizeof walk->content - 1);
+    ssize_t size = readlinkat(walk->directory, walk->name, walk->content, sizeof walk->content - 1);
     if (size <= 0)
         return 0;
     walk->content[size] = 0;
@@ -243,7 +264,7 @@ static int copy_link(struct walk *walk) {
     // Only a regular file is opened: opening a device or a FIFO may have effects.
     if (stat(walk->resolved, &status) < 0 || !S_ISREG(status.st_mode))
         return 0;
-    return copy_file(walk, walk->resolved);
+    return copy_file(walk, AT_FDCWD, walk->resolved);
 }
 
 static int is_private(struct walk *walk, const char *name) {
@@ -259,12 +280,13 @@ static int by_name(const struct dirent **one, const struct dirent **other) {
 
 static int copy_any(struct walk *walk, unsigned char type);
 
-static int copy_directory(struct walk *walk) {
+/* Copy what is in a directory, which is open. */
+static int copy_entries(struct walk *walk, int directory) {
     struct dirent **found;
     int result = add(walk->to, CK_ENTRY_DIRECTORY, 0755, walk->path + 1, "", 0);
     if (result < 0)
         return result;
-    int count = scandir(walk->path, &found, NULL, by_name);
+    int count = scandirat(directory, ".", &found, NULL, by_name);
     if (count < 0)
         return errno == ENOMEM ? -ENOMEM : 0;
     size_t length = strlen(walk->path);
@@ -273,6 +295,8 @@ static int copy_directory(struct walk *walk) {
         if (result == 0 && !is_private(walk, name) && length + 1 + strlen(name) < sizeof walk->path) {
             walk->path[length] = '/';
             strcpy(walk->path + length + 1, name);
+            walk->directory = directory;
+            walk->name = walk->path + length + 1;
             result = copy_any(walk, found[i]->d_type);
             walk->path[length] = 0;
         }
@@ -282,20 +306,28 @@ static int copy_directory(struct walk *walk) {
     return result;
 }
 
-/* Copy what is at walk->path. The kind of a symlink is in its directory: hundreds of them need no look at each. */
+static int copy_directory(struct walk *walk) {
+    int fd = openat(walk->directory, walk->name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    struct stat status;
+    int result = fstat(fd, &status) == 0 && (status.st_mode & 05) == 05 ? copy_entries(walk, fd) : 0;
+    close(fd);
+    return result;
+}
+
+/* Copy what is at walk->path. The directory tells the kind of most entries: hundreds of them need no look at each. */
 static int copy_any(struct walk *walk, unsigned char type) {
     if (walk->made >= walk->to->most)
         return 0;
+    struct stat status;
+    if (type == DT_UNKNOWN && fstatat(walk->directory, walk->name, &status, AT_SYMLINK_NOFOLLOW) == 0)
+        type = IFTODT(status.st_mode);
     if (type == DT_LNK)
         return copy_link(walk);
-    struct stat status;
-    if (lstat(walk->path, &status) < 0)
-        return 0;
-    if (S_ISLNK(status.st_mode))
-        return copy_link(walk);
-    if (S_ISDIR(status.st_mode) && (status.st_mode & 05) == 05)
+    if (type == DT_DIR)
         return copy_directory(walk);
-    return S_ISREG(status.st_mode) ? copy_file(walk, walk->path) : 0;
+    return type == DT_REG ? copy_file(walk, walk->directory, walk->name) : 0;
 }
 
 int ck_copy(struct ck_copying *copying) {
@@ -307,8 +339,12 @@ int ck_copy(struct ck_copying *copying) {
     for (const char *path = copying->paths; *path && result == 0; path += strlen(path) + 1)
         if (strlen(path) < sizeof walk->path) {
             strcpy(walk->path, path);
+            walk->directory = AT_FDCWD;
+            walk->name = walk->path;
             result = copy_any(walk, DT_UNKNOWN);
         }
+    for (struct known *each = walk->known; each < walk->known + KNOWN; each++)
+        forget(each);
     free(walk);
     return result;
 }

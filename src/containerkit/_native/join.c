@@ -121,8 +121,8 @@ static int was_killed(int pidfd) {
            info.si_status == SIGKILL;
 }
 
-/* Wait until the command shares no memory with this process. It says so itself, from the sealed init: what the kernel
- * does at an exec to wake others, it does before the memory is changed. Root of the container may kill or stop the
+/* Wait until the command shares no memory with this process. The command itself reports this, from the sealed init: at an
+ * exec the kernel wakes waiting processes before it replaces the memory. Root of the container may kill or stop the
  * command before that. */
 static void await_entry(struct ck_request *request, int pidfd, struct ck_result *result) {
     struct ck_failure failure = {CK_NONE, 0};

@@ -31,15 +31,15 @@ class Packer:
 
     Attributes:
         steps: the fields of each step.
-        data: the strings and structures.
         slots: the number of each register by its name.
     """
 
-    __slots__ = ("_places", "data", "slots", "steps")
+    __slots__ = ("_data", "_places", "_size", "slots", "steps")
 
     def __init__(self) -> None:
         self.steps: list[list[int]] = []
-        self.data = bytearray()
+        self._data: list[bytes] = []  # the strings and structures, which are joined once: they can be a megabyte
+        self._size = 0
         self.slots: dict[str, int] = {}
         self._places: dict[bytes, int] = {}
 
@@ -76,11 +76,10 @@ class Packer:
         found = self._places.get(content) if shared else None
         if found is not None:
             return found
-        data = self.data
-        data += bytes(-len(data) % 8)
-        offset = len(data)
-        data += content
-        data.append(0)
+        gap = -self._size % 8
+        offset = self._size + gap
+        self._data += (bytes(gap), content, b"\0")
+        self._size = offset + len(content) + 1
         if shared:
             self._places[content] = offset
         return offset
@@ -133,7 +132,7 @@ class Packer:
 
     def packed(self) -> tuple[bytes, bytes]:
         """Return the packed steps and the data that they point into."""
-        return b"".join([STEP.pack(*step) for step in self.steps]), bytes(self.data)
+        return b"".join([STEP.pack(*step) for step in self.steps]), b"".join(self._data)
 
 
 def _reach(count: int) -> int:

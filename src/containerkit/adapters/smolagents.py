@@ -22,12 +22,18 @@ from smolagents.remote_executors import RemotePythonExecutor
 from smolagents.utils import AgentError
 
 from containerkit.interpreter import Interpreter
+from containerkit.meanings import explained
+from containerkit.options import ContainerOptions
 from containerkit.spec.rootfs import RootFS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
+    from typing import Unpack
 
+    from containerkit.container.template import Template
     from containerkit.interpreter import Execution
+    from containerkit.options import ListOf, Word
 
 __all__ = ["ContainerPythonExecutor"]
 
@@ -39,6 +45,16 @@ _SHOWN: Final = ("html", "json", "latex", "markdown", "svg", "text")
 """The MIME types of the output of a piece of code, in the order of preference."""
 
 
+class _InterpreterOptions(ContainerOptions, total=False):
+    root: Template | RootFS | None
+    python: str
+    preload: ListOf[str]
+    workspace: str
+    extra_env: Mapping[str, Word] | None
+    output_limit_bytes: int
+
+
+@explained
 class ContainerPythonExecutor(RemotePythonExecutor):
     """Runs the code of an agent in an :class:`Interpreter`, which keeps variables from step to step.
 
@@ -49,8 +65,10 @@ class ContainerPythonExecutor(RemotePythonExecutor):
         allow_pickle: as in smolagents: answers may be unpickled, which lets the code inside run code outside (default
             False).
         timeout: the time limit of a piece of code, in seconds (default: no limit).
-        options: for :class:`Interpreter`, such as ``limits``, ``root`` and ``python`` (default: the host's programs and
-            the caller's virtual environment, because smolagents' tools import numpy and pillow).
+        root, python: as for :class:`Interpreter` (default: the host's programs and the caller's virtual environment,
+            because smolagents' tools import numpy and pillow). With another root, Python is ``"python3"``.
+        preload, workspace, extra_env, output_limit_bytes: as for :class:`Interpreter`.
+        options: see :class:`containerkit.options.ContainerOptions`.
 
     Raises:
         AgentError: a module is missing.
@@ -64,7 +82,7 @@ class ContainerPythonExecutor(RemotePythonExecutor):
         *,
         allow_pickle: bool = False,
         timeout: float | None = None,
-        **options: Any,
+        **options: Unpack[_InterpreterOptions],
     ) -> None:
         if logger is None:
             from smolagents.monitoring import AgentLogger
@@ -76,7 +94,8 @@ class ContainerPythonExecutor(RemotePythonExecutor):
             prefix = os.path.abspath(sys.prefix)
             directory, name = os.path.split(sys.executable)
             within = os.path.relpath(os.path.realpath(directory), os.path.realpath(prefix))
-            options = {"root": RootFS.host(python=prefix), "python": os.path.join(prefix, within, name), **options}
+            options["root"] = RootFS.host(python=prefix)
+            options.setdefault("python", os.path.join(prefix, within, name))
         self.interpreter = Interpreter(timeout=timeout, **options)
         try:
             missing = self._missing(additional_imports or [])

@@ -12,13 +12,12 @@ from struct import pack
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
 from containerkit.archive.limits import DEFAULT_LIMITS, Limits
+from containerkit.descriptors import Closing
 from containerkit.errors import ImageError, SpecError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
-    from types import TracebackType
-    from typing import Self
 
 __all__ = ["COMPRESSIONS", "Plain", "Sink", "compress", "recognise"]
 
@@ -60,7 +59,7 @@ def recognise(start: bytes) -> str:
     return "none"
 
 
-class Plain:
+class Plain(Closing):
     """The uncompressed content of a file. All untrusted compressed data is read with this class.
 
     In every format, damaged data raises an :class:`ImageError` that describes the damage, and the output is bounded.
@@ -96,14 +95,6 @@ class Plain:
 
     def __repr__(self) -> str:
         return f"<Plain {self._what}: {self.kind}, {self.unpacked} bytes>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the thread, if there is one. May be called twice. The caller still owns the file."""

@@ -17,12 +17,10 @@ from containerkit._linux.tree_walk import remove
 from containerkit.archive.beneath import open_beneath
 from containerkit.archive.longpath import reached
 from containerkit.archive.stream import shown
+from containerkit.descriptors import Closing
 from containerkit.errors import ImageError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from containerkit.archive.links import Parts
 
 __all__ = ["NotInLayerError", "Tree"]
@@ -36,7 +34,7 @@ class NotInLayerError(ImageError):
     """A layer refers to a file or directory that it does not contain. A layer below may contain it."""
 
 
-class Tree:
+class Tree(Closing):
     """A directory to write to.
 
     It owns a small cache of descriptors of the most recently used directories, which :meth:`close` closes. The caller
@@ -54,14 +52,6 @@ class Tree:
 
     def __repr__(self) -> str:
         return f"<Tree fd={self.root}: {len(self._open)} directories open>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the cached descriptors. May be called twice."""

@@ -10,12 +10,10 @@ import socket
 import struct
 import time
 from errno import EACCES, ECONNRESET, EIO, ETIMEDOUT
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
+from containerkit.descriptors import Closing
 from containerkit.errors import SetupError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["Connection", "Message", "decode", "encode"]
 
@@ -155,7 +153,7 @@ class Message(NamedTuple):
     values: list[Any]
 
 
-class Connection:
+class Connection(Closing):
     """A connection to a message bus, or to a single peer that speaks D-Bus. It owns its socket."""
 
     __slots__ = ("_address", "_deadline", "_serial", "_socket")
@@ -266,11 +264,3 @@ class Connection:
     def close(self) -> None:
         """Close the socket. May be called twice."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

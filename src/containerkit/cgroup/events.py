@@ -21,11 +21,11 @@ import attrs
 
 from containerkit.cgroup.directory import refused
 from containerkit.cgroup.statfiles import flat
+from containerkit.descriptors import Closing
 from containerkit.errors import SpecError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from containerkit.cgroup.directory import Directory
     from containerkit.cgroup.pressure import PressureTrigger, Resource, TriggerWatch
@@ -69,7 +69,7 @@ class Event:
     resource: Resource | None = None
 
 
-class Events:
+class Events(Closing):
     """The events of a group from now on: an iterator, an asynchronous iterator and a context manager.
 
     The iteration ends when this object or its group is closed. The object owns its descriptors.
@@ -249,14 +249,6 @@ class Events:
                 await ready.wait()
             finally:
                 loop.remove_reader(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _no_source(kinds: frozenset[str], path: str) -> UnsupportedError:

@@ -9,16 +9,16 @@ import ctypes
 import os
 import struct
 from errno import EBADF, EINVAL, ENODEV, ENOENT, EOPNOTSUPP
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from containerkit.cgroup.directory import refused
 from containerkit.cgroup.kernel import call
 from containerkit.cgroup.quantities import numbers
+from containerkit.descriptors import Closing
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from containerkit.cgroup.directory import Directory
     from containerkit.cgroup.view import GroupView
@@ -50,7 +50,7 @@ _ATTRIBUTES: Final = struct.Struct("=IIQQQQQ16x")
 _HINT: Final = "counting by group needs CAP_PERFMON, or CAP_SYS_ADMIN before kernel 5.8"
 
 
-class PerfCounters:
+class PerfCounters(Closing):
     """Counters of a group, which run from their creation on. They own a descriptor for each event and processor."""
 
     __slots__ = ("_fds", "group")
@@ -115,14 +115,6 @@ class PerfCounters:
             for fd in fds:
                 os.close(fd)
         self._fds = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _count(fd: int) -> int:

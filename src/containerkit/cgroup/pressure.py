@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 from errno import EINVAL, ENOENT, EOPNOTSUPP
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
@@ -16,11 +16,10 @@ from containerkit.cgroup.directory import refused
 from containerkit.cgroup.quantities import whole
 from containerkit.cgroup.statfiles import pressure_lines
 from containerkit.cgroup.stats import Pressure, PressureShare
+from containerkit.descriptors import Closing
 from containerkit.errors import SpecError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from containerkit.cgroup.directory import Directory
 
 __all__ = ["PressureReader", "PressureTrigger", "TriggerWatch", "parse_pressure"]
@@ -70,7 +69,7 @@ class PressureTrigger:
         whole(self.stall_us, "stall_us", 1, self.window_us)
 
 
-class TriggerWatch:
+class TriggerWatch(Closing):
     """An active trigger. It owns its descriptor, which poll(2) reports with POLLPRI. Closing it removes the trigger."""
 
     __slots__ = ("_fd", "trigger")
@@ -111,14 +110,6 @@ class TriggerWatch:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class PressureReader:

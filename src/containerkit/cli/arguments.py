@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-
-from containerkit.cli import docker, networks, values
+from containerkit.cli import docker, network_options, values
+from containerkit.cli.plain import REMAINDER, SUPPRESS
 from containerkit.container.arguments import unresolved_user
 from containerkit.errors import SpecError
 from containerkit.namespace import Kind, Namespaces
@@ -14,6 +13,7 @@ from containerkit.values import evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from typing import Any, Final
 
     from containerkit.container.lifecycle import Container
@@ -25,31 +25,17 @@ __all__ = ["command", "container", "define", "image", "limits", "number", "with_
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 
 
-class _AddMount(argparse.Action):
-    """Collects the mounts of several options in the order on the command line."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        del parser
-        namespace.mounts = [*namespace.mounts, (option_string, values)]
-
-
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe a container and a command."""
     parser.usage = f"{parser.prog} [OPTIONS] [--] COMMAND [ARGUMENT ...]"
     _define_image(parser.add_argument_group("the image"))
     _define_files(parser.add_argument_group("files"))
     _define_isolation(parser.add_argument_group("isolation"))
-    networks.define(parser.add_argument_group("the network"))
+    network_options.define(parser.add_argument_group("the network"))
     _define_limits(parser.add_argument_group("limits"))
     docker.define(parser.add_argument_group("Docker's options"))
     _define_command(parser.add_argument_group("the command"))
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs=REMAINDER, metavar="COMMAND", help=SUPPRESS)
 
 
 def _define_image(group: Any) -> None:
@@ -76,7 +62,7 @@ def _define_files(group: Any) -> None:
     group.add_argument("--readonly", "--read-only", action="store_true", help="make / read-only")
     group.add_argument("--python", metavar="DIR", help="also show this virtual environment of the host")
     group.add_argument("--no-idmap", action="store_true", help="show the files of / with the owner ids of the host")
-    mounts = {"action": _AddMount, "dest": "mounts", "default": []}
+    mounts = {"action": "append_named", "dest": "mounts", "default": []}
     group.add_argument(
         "-v",
         "--volume",
@@ -243,7 +229,7 @@ def container(options: argparse.Namespace, image: Image | None = None) -> dict[s
         **_id_mappings(options),
         **limits(options),
         **_confinement(options),
-        **networks.fields(options),
+        **network_options.fields(options),
     }
     fields |= {
         name: value for name in ("id", "hostname", "domainname") if (value := getattr(options, name)) is not None

@@ -2,55 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from errno import ENOENT, ENOTDIR
-from importlib import import_module
 
-from containerkit.cli import COMMANDS, FAILED, PLACES
+from containerkit.cli import FAILED, PLACES, plain
 from containerkit.errors import ContainerError, SetupError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, Final, NoReturn
+    from typing import Any, Final
 
-__all__ = ["Parser", "complain", "parser_of", "printable", "run"]
+__all__ = ["HOST_NAMES", "complain", "printable", "run", "verb_of"]
 
-_HOST_NAMES: Final = ("run", "create", "explain")
+HOST_NAMES: Final = ("run", "create", "explain")
+"""The commands whose option ``-h`` is the host name, as in Docker."""
+
 _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that reports errors in the same form as the rest of the command line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and exit with the status of containerkit's own failures."""
-        complain(f"{self.prog.removeprefix('containerkit ')}: {message} (see '{self.prog} --help')")
-        raise SystemExit(FAILED)
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Finds the width of the terminal without :mod:`shutil`, which would be imported for each command."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=_columns() - 2)
-
-
-def _columns() -> int:
-    """Return the width of the terminal, as :func:`shutil.get_terminal_size` does."""
-    try:
-        columns = int(os.environ.get("COLUMNS", ""))
-    except ValueError:
-        columns = 0
-    if columns <= 0:
-        try:
-            columns = os.get_terminal_size(sys.__stdout__.fileno()).columns  # type: ignore[union-attr] # None is caught
-        except (AttributeError, ValueError, OSError):
-            columns = 0
-    return columns if columns > 0 else 80
 
 
 def run(name: str, words: Sequence[str]) -> int:
@@ -63,10 +32,9 @@ def run(name: str, words: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    verb = _verb(name)
-    parser = parser_of(name, verb)
     try:
-        options = parser.parse_args(["--help"] if list(words) == ["-h"] else words)
+        verb = verb_of(name)
+        options = _options(name, verb, words)
         options.words = words
         return int(verb.main(options))
     except SystemExit as end:  # --help, or an error that was printed already
@@ -78,35 +46,26 @@ def run(name: str, words: Sequence[str]) -> int:
         return _status(error)
 
 
-def _verb(name: str) -> Any:
-    """Return the object with ``define`` and ``main`` of a command: its module, or an attribute of a shared module."""
-    module = import_module(f"containerkit.cli.{PLACES.get(name, name)}")
-    return getattr(module, name) if name in PLACES else module
+def _options(name: str, verb: Any, words: Sequence[str]) -> Any:
+    """Return the values of the options and arguments.
 
-
-def parser_of(name: str, verb: Any = None) -> Parser:
-    """Return the parser of a command.
-
-    Args:
-        name: one of :data:`containerkit.cli.COMMANDS`.
-        verb: the object with its ``define`` (default: it is looked up).
+    Raises:
+        SystemExit: argparse has printed the help or an error.
     """
-    verb = _verb(name) if verb is None else verb
-    parser = Parser(
-        prog=f"containerkit {name}",
-        description=verb.__doc__ if name not in PLACES else f"{COMMANDS[name].capitalize()}.",
-        epilog=getattr(verb, "EPILOG", None),
-        formatter_class=_Formatter,
-        add_help=name not in _HOST_NAMES,  # -h is the host name there, as in Docker
-        allow_abbrev=False,  # an option of a later version must not change the meaning of a script
-    )
-    if name in _HOST_NAMES:
-        parser.add_argument("--help", action="help", help="show this help message and exit")
-    verb.define(parser)
-    from containerkit.cli import elsewhere
+    options = plain.read(verb.define, f"containerkit {name}", words, add_help=name not in HOST_NAMES)
+    if options is not None:
+        return options
+    from containerkit.cli.parsing import parser_of
 
-    elsewhere.add(name, parser)
-    return parser
+    return parser_of(name, verb).parse_args(["--help"] if list(words) == ["-h"] else words)
+
+
+def verb_of(name: str) -> Any:
+    """Return the object with ``define`` and ``main`` of a command: its module, or an attribute of a shared module."""
+    path = f"containerkit.cli.{PLACES.get(name, name)}"
+    __import__(path)  # importlib imports more
+    module = sys.modules[path]
+    return getattr(module, name) if name in PLACES else module
 
 
 def complain(message: str) -> None:

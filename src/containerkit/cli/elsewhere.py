@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+from containerkit.cli.plain import SUPPRESS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping
-    from typing import Any, Final, NoReturn
+    from typing import Any, Final
 
-__all__ = ["ACCEPTED", "COLUMNS", "COMMANDS", "GLOBAL", "OPTIONS", "VERBS", "Elsewhere", "add"]
+__all__ = ["ACCEPTED", "COLUMNS", "COMMANDS", "GLOBAL", "OPTIONS", "VERBS", "add"]
 
 COMMANDS: Final = {
     "search": "the protocol of registries has no search: use a web page such as https://hub.docker.com",
@@ -45,7 +46,6 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
     "network": {
         "connect": "start the container with --network NAME, or use the library's LiveNetwork.attach()",
         "disconnect": "start the container without the network, or use the library's LiveNetwork.detach()",
-        "prune": "use 'containerkit network ls' and 'containerkit network rm NAME'",
     },
     "system": {"dial-stdio": "there is no daemon"},
     "volume": {"update": "there are no volumes of a cluster"},
@@ -110,7 +110,6 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
         ("--ipam-driver", "--ipam-opt"): "use --subnet",
     },
     "network ls": {("-f", "--filter"): "use --format json and a filter of your own"},
-    "network inspect": {("-f", "--format"): "it prints JSON; use 'containerkit network ls --format'"},
     "volume create": {("--name",): "the name is an argument: volume create NAME"},
     "login": {("-p", "--password"): "it would be visible in the list of processes: use --password-stdin"},
     "ps": {("-s", "--size"): "use 'containerkit system df'"},
@@ -123,7 +122,6 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
 
 ACCEPTED: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "rm": {("-v", "--volumes"): "there are no anonymous volumes"},
-    "ps": {("--no-trunc",): "ids are short, and --json shows the whole command"},
     "stats": {("--no-trunc",): "nothing is shortened"},
     "attach": {("--sig-proxy", "--sig-proxy=false"): "signals end only this command"},
     "cp": {("-q", "--quiet"): "it prints nothing"},
@@ -137,28 +135,13 @@ ACCEPTED: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
 """Docker's options that have no effect here, and why."""
 
 
-class Elsewhere(argparse.Action):
-    """Refuses an option and names the replacement."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> NoReturn:
-        """Exit with the error."""
-        del namespace, values
-        parser.error(f"{option_string} is not an option here: {self.metavar}")
-
-
 def add(command: str, parser: argparse.ArgumentParser) -> None:
     """Add Docker's options to the parser of a command, except those that the command has itself."""
     known: Mapping[str, Any] = parser._option_string_actions  # noqa: SLF001 - argparse has no other list of them
     for names, remedy in OPTIONS.get(command, {}).items():
         if new := [name for name in names if name not in known]:
             # The replacement is stored as the name of the value, which is not shown.
-            parser.add_argument(*new, action=Elsewhere, nargs="?", metavar=remedy, help=argparse.SUPPRESS, dest="_")
+            parser.add_argument(*new, action="elsewhere", nargs="?", metavar=remedy, help=SUPPRESS, dest="_")
     for names, why in ACCEPTED.get(command, {}).items():
         if new := [name for name in names if name not in known]:
             parser.add_argument(*new, action="store_true", help=f"accepted: {why}", dest="_accepted")

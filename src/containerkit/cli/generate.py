@@ -135,7 +135,7 @@ def _container(options: argparse.Namespace) -> int:
 
 def _named(words: Sequence[str], name: str) -> list[str]:
     """Return the command line with the present name, in the last position, which takes precedence."""
-    from containerkit.cli.commands import parser_of
+    from containerkit.cli.parsing import parser_of
 
     # Everything after the first argument that is not an option belongs to the command, so the name goes before it.
     count = len(parser_of("run").parse_args(words).command)

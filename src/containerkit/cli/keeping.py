@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
 from containerkit.cli import arguments, values
-from containerkit.cli.elsewhere import Elsewhere
+from containerkit.cli.plain import SUPPRESS
 from containerkit.errors import SpecError
 from containerkit.values import evolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
     from typing import Any, Final
 
@@ -91,7 +91,7 @@ def define(group: Any) -> None:
     group.add_argument("--init", action="store_true", help="accepted: there always is an init")
     for names, remedy in _ELSEWHERE.items():
         # The replacement is stored as the name of the value, which is not shown.
-        group.add_argument(*names, action=Elsewhere, nargs="?", metavar=remedy, help=argparse.SUPPRESS)
+        group.add_argument(*names, action="elsewhere", nargs="?", metavar=remedy, help=SUPPRESS)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -27,14 +27,20 @@ def define(parser: argparse.ArgumentParser) -> None:
 
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     play = verbs.add_parser("play", help="start the pods of a file; a background process holds them")
-    play.add_argument("file", metavar="FILE")
+    play.add_argument("file", metavar="FILE", help="the YAML file")
     play.add_argument("--wait", action="store_true", help="return when everything is ready")
-    play.add_argument("--wait-timeout", metavar="SECONDS", type=float, default=300.0)
+    play.add_argument(
+        "--wait-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=300.0,
+        help="how long --wait waits at most (default: 300)",
+    )
     down = verbs.add_parser("down", help="stop them, and remove their emptyDir volumes")
-    down.add_argument("file", metavar="FILE")
+    down.add_argument("file", metavar="FILE", help="the YAML file")
     down.add_argument("--force", action="store_true", help="also remove the volumes of claims")
     generate = verbs.add_parser("generate", help="print a compose file as a Pod")
-    generate.add_argument("file", metavar="COMPOSE-FILE", nargs="?")
+    generate.add_argument("file", metavar="COMPOSE-FILE", nargs="?", help="the compose file (default: as for compose)")
     kubenode.define(verbs)
 
 

@@ -25,7 +25,12 @@ def define(verbs: Any) -> None:
     for parser in (install, remove):
         parser.add_argument("--root", required=True, metavar="DIR", help="the node's root directory, such as /host")
         parser.add_argument("--prefix", default="/opt/containerkit", metavar="DIR", help="its directory on the node")
-        parser.add_argument("--configuration", default="/etc/containerd/config.toml", metavar="FILE")
+        parser.add_argument(
+            "--configuration",
+            default="/etc/containerd/config.toml",
+            metavar="FILE",
+            help="the configuration of containerd on the node (default: /etc/containerd/config.toml)",
+        )
         parser.add_argument(
             "--restart", action="store_true", help="restart containerd with systemd if its configuration changed"
         )
@@ -34,7 +39,12 @@ def define(verbs: Any) -> None:
     manifests.add_argument(
         "--namespace", default="kube-system", help="the namespace of the DaemonSet (default: kube-system)"
     )
-    manifests.add_argument("--configuration", default="/etc/containerd/config.toml", metavar="FILE")
+    manifests.add_argument(
+        "--configuration",
+        default="/etc/containerd/config.toml",
+        metavar="FILE",
+        help="the configuration of containerd on the nodes (default: /etc/containerd/config.toml)",
+    )
 
 
 def main(options: argparse.Namespace) -> int:

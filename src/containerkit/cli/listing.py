@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from containerkit.cli.detached import check_template, formatted, say, table
+from containerkit.cli.detached import formatted, listed, say, table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-__all__ = ["Listing", "check_template", "formatted", "say"]
+__all__ = ["Listing", "formatted", "listed", "say"]
 
 
 @attrs.frozen
@@ -30,9 +30,11 @@ class Listing:
     def define(self, parser: argparse.ArgumentParser) -> None:
         """Add ``--quiet``, ``--json`` and ``--format``."""
         parser.add_argument("-q", "--quiet", action="store_true", help=f"print only the field {self.key}")
-        parser.add_argument("--json", action="store_true", help="print JSON: the same as --format json")
+        parser.add_argument("--json", action="store_true", help="print JSON: one array")
         parser.add_argument(
-            "--format", metavar="TEMPLATE", help=f"fields only, such as {{{{.{self.key}}}}}; or table, or json"
+            "--format",
+            metavar="TEMPLATE",
+            help=f"a template of Go, such as '{{{{.{self.key}}}}}' or 'table {{{{.{self.key}}}}}'; or json",
         )
         parser.add_argument("--no-trunc", action="store_true", help="accepted: nothing is shortened")
 
@@ -40,10 +42,10 @@ class Listing:
         """Print rows.
 
         Raises:
-            SpecError: the template contains anything but fields, or an unknown field.
+            SpecError: the template is malformed, or there is no such field.
         """
         template = options.format
-        if options.json or template == "json":
+        if options.json:
             import json
 
             say(json.dumps(list(rows), indent=2))
@@ -54,9 +56,8 @@ class Listing:
             titles = [_title(name) for name in self.columns]
             say(table([titles, *([_shown(row[name]) for name in self.columns] for row in rows)]))
         else:
-            check_template(template)
-            for row in rows:
-                say(formatted(template, dict(row)))
+            for line in listed(template, map(dict, rows)):
+                say(line)
 
 
 def _title(name: str) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import FAILED, elsewhere
 from containerkit.cli.commands import complain
-from containerkit.cli.listing import Listing
+from containerkit.cli.listing import Listing, listed
 from containerkit.errors import ContainerError
 
 if TYPE_CHECKING:
@@ -32,8 +31,8 @@ A process keeps each network until it is removed. Containers of all processes of
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the verbs and their options."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    making = verbs.add_parser("create", help="make one")
-    making.add_argument("name", metavar="NAME")
+    making = verbs.add_parser("create", help="create a network")
+    making.add_argument("name", metavar="NAME", help="the name of the network")
     making.add_argument(
         "--subnet",
         metavar="CIDR",
@@ -49,11 +48,14 @@ def define(parser: argparse.ArgumentParser) -> None:
     making.add_argument("-d", "--driver", choices=("bridge",), default="bridge", help="accepted: there is no other")
     listing = verbs.add_parser("ls", aliases=["list"], help="list the networks of this user")
     LISTING.define(listing)
-    removing = verbs.add_parser("rm", aliases=["remove"], help="remove some")
-    removing.add_argument("names", metavar="NAME", nargs="+")
+    removing = verbs.add_parser("rm", aliases=["remove"], help="remove networks")
+    removing.add_argument("names", metavar="NAME", nargs="+", help="the name of a network")
     removing.add_argument("-f", "--force", action="store_true", help="also if containers are on it, which lose it")
     looking = verbs.add_parser("inspect", help="print networks as JSON")
-    looking.add_argument("names", metavar="NAME", nargs="+")
+    looking.add_argument("names", metavar="NAME", nargs="+", help="the name of a network")
+    looking.add_argument("-f", "--format", metavar="TEMPLATE", help="a template of Go, such as {{.subnets}}; or json")
+    pruning = verbs.add_parser("prune", help="remove networks without containers")
+    pruning.add_argument("-f", "--force", action="store_true", help="accepted: there is no confirmation")
     for verb in (making, listing, looking):
         elsewhere.add(verb.prog.removeprefix("containerkit "), verb)
 
@@ -90,10 +92,21 @@ def main(options: argparse.Namespace) -> int:
     elif options.verb in ("ls", "list"):
         LISTING.show(options, _answering(keeper.names()))
     elif options.verb == "inspect":
-        json.dump([_asked(name) for name in options.names], sys.stdout, indent=2)
-        _say("")
+        return _inspect(options)
+    elif options.verb == "prune":
+        return _remove([name for name, told in keeper.known() if not told["containers"]], force=False)
     else:
         return _remove(options.names, force=options.force)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    found = [_asked(name) for name in options.names]
+    if options.format is None:
+        _say(json.dumps(found, indent=2))
+    else:
+        for line in listed(options.format, found):
+            _say(line)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit.cli import COMMANDS
-from containerkit.cli.commands import parser_of
+from containerkit.cli.parsing import parser_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

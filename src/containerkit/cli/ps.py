@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any, Final
 
-__all__ = ["define", "main"]
+__all__ = ["define", "docker_fields", "main"]
 
 _COLUMNS: Final = ("id", "pid", "status", "bundle", "created")
 _ALIVE: Final = ("created", "running", "paused")
 _PLAIN: Final[dict[str, Any]] = {
     **dict.fromkeys(("name", "image"), ""),
+    **dict.fromkeys(("started", "finished")),
     "command": [],
     "labels": {},
     "exit_code": None,
@@ -27,6 +28,8 @@ _PLAIN: Final[dict[str, Any]] = {
 }
 """The fields that are unknown for containers without a record of this library."""
 _FILTERS: Final = ("name", "id", "status", "label", "ancestor", "health", "exited")
+_COMMAND: Final = 30
+"""The length of commands in the table."""
 _TITLES: Final = ("id", "name", "image", "command", "created", "status", "kind")
 
 
@@ -34,8 +37,13 @@ def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("-a", "--all", action="store_true", help="also list those that are not running")
     parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.ID}} {{.Status}}; or json")
+    parser.add_argument("--json", action="store_true", help="print JSON: one array")
+    parser.add_argument(
+        "--format",
+        metavar="TEMPLATE",
+        help="a template of Go, such as '{{.ID}} {{.Status}}' or 'table {{.Names}}'; or json, one object per line",
+    )
+    parser.add_argument("--no-trunc", action="store_true", help="do not shorten commands")
     parser.add_argument(
         "-f", "--filter", metavar="NAME=VALUE", action="append", default=[], help=f"{', '.join(_FILTERS)}; repeatable"
     )
@@ -52,9 +60,8 @@ def main(options: argparse.Namespace) -> int:
     """
     if options.root is not None:
         return _say(_of_the_oci_command(options))
-    from containerkit.cli.detached import check_template, formatted, table
+    from containerkit.cli.detached import listed, table
 
-    check_template(options.format or "")
     filters = _filters(options.filter) if options.filter else []
     every = options.all or options.last is not None
     rows = [row for row in _rows(all_of_them=every) if all(_fits(row, *each) for each in filters)]
@@ -62,19 +69,68 @@ def main(options: argparse.Namespace) -> int:
         rows = _last(rows, options.last)
     if options.quiet:
         return _say("\n".join(row["id"] for row in rows if row["id"]))
-    if options.json or options.format == "json":
+    if options.json:
         import json
 
         return _say(json.dumps(rows, indent=2))
-    if options.format is not None:
-        names = {"id": "ID", "name": "Names", **{title: title.capitalize() for title in _TITLES[2:]}}
-        fields = (
-            {**{names.get(k, k.capitalize()): v for k, v in row.items()}, "Name": row["name"], "State": row["status"]}
-            for row in rows
-        )
-        return _say("\n".join(formatted(options.format, each) for each in fields))
-    shown = [[_shown(row, title) for title in _TITLES] for row in rows]
+    if options.format not in (None, "table"):
+        return _say("\n".join(listed(options.format, map(docker_fields, rows))))
+    width = None if options.no_trunc else _COMMAND
+    shown = [[_shown(row, title, width) for title in _TITLES] for row in rows]
     return _say(table([[title.upper() for title in _TITLES], *shown]))
+
+
+def docker_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a container for templates, with Docker's names."""
+    words, labels = " ".join(row["command"]), row["labels"]
+    made = isinstance(row["created"], float)
+    return {
+        "ID": row["id"],
+        "Names": row["name"],
+        "Name": row["name"],
+        "Image": row["image"],
+        "Command": f'"{words}"',
+        "CreatedAt": _at(row["created"]) if made else str(row["created"]),
+        "RunningFor": f"{_ago(time.time() - row['created'])} ago" if made else "",
+        "Status": _docker_status(row),
+        "State": row["status"],
+        "Ports": ", ".join(_port(each) for each in row["ports"]),
+        "Labels": ",".join(f"{name}={value}" for name, value in labels.items()),
+        "Label": lambda name: labels.get(name, ""),
+        "Health": row["health"] or "",
+        "Pid": row["pid"],
+        "ExitCode": row["exit_code"],
+        "Kind": row["kind"],
+    }
+
+
+def _docker_status(row: dict[str, Any]) -> str:
+    """Return the status as Docker tells it: ``Up 5 min (healthy)``, ``Exited (0) 2 h ago``."""
+    status = str(row["status"])
+    if status in ("running", "paused"):
+        since = row["started"] or row["created"]
+        lasting = f" {_ago(time.time() - since)}" if isinstance(since, float) else ""
+        marks = [each for each in (row["health"], "Paused" if status == "paused" else None) if each]
+        return f"Up{lasting}{''.join(f' ({each})' for each in marks)}"
+    if row["exit_code"] is None:
+        return status.capitalize()
+    from datetime import datetime
+
+    ended = datetime.fromisoformat(row["finished"]).timestamp()
+    return f"{status.capitalize()} ({row['exit_code']}) {_ago(time.time() - ended)} ago"
+
+
+def _at(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z %Z", time.localtime(seconds))
+
+
+def _port(port: dict[str, Any]) -> str:
+    host = f"[{port['host']}]" if ":" in port["host"] else port["host"]
+    last = port.get("count", 1) - 1
+    outside, inside = (
+        f"{port[name]}-{port[name] + last}" if last else port[name] for name in ("host_port", "container_port")
+    )
+    return f"{host}:{outside}->{inside}/{port['protocol']}"
 
 
 def _say(text: str) -> int:
@@ -83,11 +139,12 @@ def _say(text: str) -> int:
     return 0
 
 
-def _shown(row: dict[str, Any], title: str) -> str:
+def _shown(row: dict[str, Any], title: str, width: int | None) -> str:
     value = row[title]
     if title == "command":
         words = " ".join(value)
-        return "".join(c if c.isprintable() else "?" for c in (words if len(words) <= 30 else f"{words[:29]}…"))
+        words = words if width is None or len(words) <= width else f"{words[: width - 1]}…"
+        return "".join(c if c.isprintable() else "?" for c in words)
     if title == "kind" and row.get("owner"):
         return f"{value} by {row['owner']}"
     if title == "created":

@@ -8,11 +8,12 @@ import sys
 import time
 from contextlib import ExitStack
 
-from containerkit.cli import arguments, keeping, terminal
-from containerkit.cli.attend import Attendant, Relay
+from containerkit.cli import arguments, keeping
+from containerkit.cli.attend import Attendant
 from containerkit.cli.commands import complain
 from containerkit.cli.signals import FORWARDED, Signals
-from containerkit.container.lifecycle import Container
+from containerkit.container.arguments import has_names
+from containerkit.container.run import begin
 from containerkit.errors import ProgramNotFoundError, SpecError
 
 TYPE_CHECKING = False
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any, Final
 
+    from containerkit.container.lifecycle import Container
     from containerkit.image import Image
     from containerkit.process.process import Process
     from containerkit.spec.rootfs import RootFS
@@ -79,9 +81,51 @@ def _run(options: argparse.Namespace) -> int:
         return keeping.detach(options, image, words, fields)
     if options.commit is not None:
         _check_commit(options.commit, fields["rootfs"])
-    timeout = arguments.timeout(options)
-    pty = terminal.is_wanted() if options.pty is None else bool(options.pty)
+    pty = _wants_terminal(options)
     command = arguments.command(options, image, terminal=os.environ.get("TERM") if pty else None)
+    if pty or not _is_alone(options, fields, command):
+        return _run_inside(options, image, words, fields, command, pty=pty)
+    timeout = arguments.timeout(options)
+    with Signals(FORWARDED) as signals, _alone(words, fields, command) as process:
+        attendant = Attendant(process, signals, timeout, stop_signal=fields["rootfs"].stop_signal)
+        return _ended(options, words, process, in_time=attendant.attend())
+
+
+def _wants_terminal(options: argparse.Namespace) -> bool:
+    if options.pty is not None or not os.isatty(0):
+        return bool(options.pty)
+    from containerkit.cli import terminal
+
+    return terminal.is_wanted()
+
+
+def _is_alone(options: argparse.Namespace, fields: dict[str, Any], command: dict[str, Any]) -> bool:
+    """Return whether the container only has to live as long as the command. Then one start makes both."""
+    stays = options.id is not None or options.commit is not None or options.time or bool(fields.get("network"))
+    return not stays and fields["namespaces"].pid == "new" and not has_names(fields["rootfs"], command)
+
+
+def _alone(words: list[str], fields: dict[str, Any], command: dict[str, Any]) -> Process[Any]:
+    process, container = begin(words, {**fields, **command}, {}, init=True)
+    assert container is None  # it has no names
+    return process
+
+
+def _run_inside(
+    options: argparse.Namespace,
+    image: Image | None,
+    words: list[str],
+    fields: dict[str, Any],
+    command: dict[str, Any],
+    *,
+    pty: bool,
+) -> int:
+    """Run the command in a container that is there before it and after it."""
+    from containerkit.cli import terminal
+    from containerkit.cli.relay import Relay
+    from containerkit.container.lifecycle import Container
+
+    timeout = arguments.timeout(options)
     began = time.perf_counter()
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if pty else FORWARDED))
@@ -95,14 +139,18 @@ def _run(options: argparse.Namespace) -> int:
         else:
             process = container.popen(words, **command)
             attendant = Attendant(process, signals, timeout, stop_signal=stop_signal)
-        in_time = attendant.stay()
-        if not in_time:
-            process.kill()
-        status = process.wait()
-        if options.commit is not None and status == 0 and in_time:
+        in_time = attendant.attend()
+        if options.commit is not None and process.returncode == 0 and in_time:
             _commit(container, image, options.commit)
     if options.time:
         _report(container, process, time.perf_counter() - began)
+    return _ended(options, words, process, in_time=in_time)
+
+
+def _ended(options: argparse.Namespace, words: list[str], process: Process[Any], *, in_time: bool) -> int:
+    """Say why the command has ended, and return the exit status."""
+    status = process.returncode
+    assert status is not None
     if not in_time:
         complain(f"{words[0]}: the timeout of {options.timeout} s expired")
         return _TIMED_OUT

@@ -157,7 +157,9 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _define_facts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.KernelVersion}}; or json")
+    parser.add_argument(
+        "-f", "--format", metavar="TEMPLATE", help="a template of Go, such as {{.KernelVersion}}; or json"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -7,8 +7,8 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from containerkit.cli.commands import Parser
 from containerkit.cli.image.verb import pinned, say
+from containerkit.cli.parsing import Parser
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:

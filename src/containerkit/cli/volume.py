@@ -1,4 +1,4 @@
-"""Create, list, back up and remove volumes: directories that outlive containers, for ``run -v NAME:TARGET``."""
+"""Create, list, back up and remove volumes: directories that outlive containers, for 'run -v NAME:TARGET'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from containerkit import volume as volumes
 from containerkit.cli import FAILED, elsewhere, values
 from containerkit.cli.commands import complain
 from containerkit.cli.image.streams import as_file
-from containerkit.cli.listing import Listing, formatted, say
+from containerkit.cli.listing import Listing, listed, say
 from containerkit.errors import ContainerError, SpecError, StateError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 def define(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    create = verbs.add_parser("create", help="make one")
+    create = verbs.add_parser("create", help="create a volume")
     create.add_argument("name", metavar="NAME", nargs="?", help="its name (default: a random one)")
     create.add_argument(
         "--size", metavar="SIZE", help="limit of the size of its files, such as 64M (default: no limit)"
@@ -42,14 +42,14 @@ def define(parser: argparse.ArgumentParser) -> None:
     create.add_argument("-d", "--driver", metavar="NAME", default="local", help="accepted: only 'local' is supported")
     create.add_argument("-o", "--opt", metavar="size=SIZE", **_LISTS, help="same as --size; there are no other options")
     elsewhere.add("volume create", create)
-    listed = verbs.add_parser("ls", aliases=["list"], help="list them")
+    listed = verbs.add_parser("ls", aliases=["list"], help="list the volumes of this user")
     LISTING.define(listed)
     listed.add_argument(
         "-f", "--filter", metavar="NAME=VALUE", **_LISTS, help="name, label, dangling=true|false; repeatable"
     )
     inspect = verbs.add_parser("inspect", help="print all facts about volumes")
     inspect.add_argument("names", nargs="+", metavar="VOLUME", help="its name")
-    inspect.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.Mountpoint}}")
+    inspect.add_argument("-f", "--format", metavar="TEMPLATE", help="a template of Go, such as {{.Mountpoint}}")
     remove = verbs.add_parser("rm", aliases=["remove"], help="remove volumes with all their files")
     remove.add_argument("names", nargs="+", metavar="VOLUME", help="its name")
     remove.add_argument("-f", "--force", action="store_true", help="ignore volumes that do not exist")
@@ -123,8 +123,8 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.format is None:
         say(json.dumps(chosen, indent=2))
     else:
-        for each in chosen:
-            say(formatted(options.format, each))
+        for line in listed(options.format, chosen):
+            say(line)
     return 0
 
 

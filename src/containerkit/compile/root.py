@@ -138,7 +138,7 @@ def overlays(start: Start) -> list[Operation]:
     # First the layer of the skeleton, then each directory of programs on its mount point.
     if start.host.skeleton is not None:
         steps += calls.new_mount("tmpfs", {"mode": "755"}, Slot("skeleton"), attributes=FILES)
-        steps.append(skeleton(start.host.skeleton, Slot("skeleton")))
+        steps += skeleton(start.host.skeleton, Slot("skeleton"))
     steps.append(calls.move_mount(Slot("skeleton"), k.AT_FDCWD, b"/host", target=SKELETON))
     steps += union(start, "/newroot", ["/host"], 0)
     for number, name in enumerate(start.host.programs):

@@ -34,16 +34,17 @@ def write_map(pid: Slot, name: str, content: bytes) -> list[Operation]:
     ]
 
 
-def skeleton(root: hostroot.HostRoot, directory: Slot) -> Operation:
-    """Return the operation that makes the skeleton of ``RootFS.host()`` in a directory."""
+def skeleton(root: hostroot.HostRoot, directory: Slot) -> list[Operation]:
+    """Return the operations that make the skeleton of ``RootFS.host()`` in a directory."""
     made = [entries.directory(os.fsencode(path), mode) for path, mode in root.directories]
     made += [entries.symlink(os.fsencode(path), os.fsencode(content)) for path, content in root.links]
     made += [entries.file(os.fsencode(path), mode, data) for path, mode, data in root.files]
-    return entries.populate(directory, [*made, root.packed], "the host's root")
+    copied = [entries.populate(directory, [root.packed], "copies of the host's files")] if root.packed else []
+    return [entries.populate(directory, made, "the host's root"), *copied]
 
 
 def staged_skeleton(root: hostroot.HostRoot) -> list[Operation]:
     """Return the operations that make the skeleton in its directory of the staging."""
     at = Slot("host")
     opened = calls.open_at(STAGING_ROOT, b"host", k.O_PATH | k.O_DIRECTORY | k.O_NOFOLLOW, at)
-    return [opened, skeleton(root, at), calls.close(at)]
+    return [opened, *skeleton(root, at), calls.close(at)]

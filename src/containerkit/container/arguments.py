@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from containerkit._linux.privileges import is_privileged
 from containerkit.errors import SpecError
-from containerkit.namespace import Namespace
 from containerkit.process.communicate import check_input
 from containerkit.process.process import DEVNULL, PIPE
 from containerkit.process.stdio import Streams, Text, require_open
@@ -57,9 +56,13 @@ RUN_ARGUMENTS: Final = (
 
 def owns_nothing(spec: Spec) -> bool:
     """Return whether a description contains no object, except a pool, that its owner may close (a namespace)."""
-    joined = (spec.namespaces[kind] for kind in spec.namespaces.joined())
+    joined = [spec.namespaces[kind] for kind in spec.namespaces.joined()]
     if hasattr(spec.network, "keep_until_stopped"):
         return False
+    if not joined:
+        return True
+    from containerkit.namespace import Namespace  # late, with all that handles need
+
     return not any(isinstance(choice, (int, str, Namespace)) for choice in joined)
 
 

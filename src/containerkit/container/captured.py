@@ -10,7 +10,6 @@ import contextlib
 import signal
 import time
 from _thread import allocate_lock, get_ident
-from copy import copy
 from errno import EINTR
 
 from containerkit import _native
@@ -71,14 +70,14 @@ class ArgumentCache(Generic[Made]):
             lasts: returns whether the same arguments would give an equal object later.
         """
         # The key includes the types: True and 1 are different.
-        key = tuple((name, type(value), _fixed(value)) for name, value in arguments.items())
+        key = tuple([(name, type(value), _fixed(value)) for name, value in arguments.items()]) if arguments else ()
         try:
             known = self._kept.get(key)
         except TypeError:  # something in it is mutable
             return make(arguments)
         if known is not None:
             return known
-        made = make({name: copy(value) if type(value) in (list, dict) else value for name, value in arguments.items()})
+        made = make({name: value.copy() if type(value) in (list, dict) else value for name, value in arguments.items()})
         if all(_is_plain(value) for value in arguments.values()) and lasts(made):
             while len(self._kept) >= self._size:
                 self._kept.pop(next(iter(self._kept)), None)

@@ -215,7 +215,7 @@ class Commands(Live):
         """Return a context manager that makes :meth:`stop` wait until the new process is in the list."""
         if os.getpid() == self._owner:
             self._unwaited.reap()
-        return Entering(self._idle, self._starting, self._admit)
+        return Entering(self._lock, self._idle, self._starting, self._admit)
 
     def _admit(self) -> Process[Any]:
         """Return PID 1 if a process may be started now.

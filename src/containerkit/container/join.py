@@ -33,19 +33,19 @@ class JoinContext:
     Args:
         init: its PID 1.
         context: the context of its start.
+
+    Attributes:
+        direct: whether the calling thread can clone a command into the pid namespace. Source: pid_namespaces(7).
     """
 
     def __init__(self, init: Process[Any], context: StartContext) -> None:
         self._init = init
         self._context = context
         self._kinds = context.spec.kinds
+        self._has_clock = bool(self._kinds & Kind.TIME.flag)
+        self.direct = context.host.privileged
         self._time: list[int] = []
         self._opening = allocate_lock()
-
-    @property
-    def direct(self) -> bool:
-        """Return whether the calling thread can clone a command into the pid namespace. Source: pid_namespaces(7)."""
-        return self._context.host.privileged
 
     def program(self, command: Command, joins: Joining = NOTHING_TO_JOIN, *, direct: bool = False) -> Program:
         """Return the compiled plan by which a command joins; see :func:`containerkit.compile.payload.exec_plan`."""
@@ -61,9 +61,11 @@ class JoinContext:
         Raises:
             StateError: the container has stopped.
         """
-        time = {"time": self._time_namespace()} if self._kinds & Kind.TIME.flag else {}
-        own = {"target": self._init.fileno(), PROC.name: proc(), "image": _native.init_image()}
-        return {**time, **own, **self._context.sockets()}
+        found = {"target": self._init.fileno(), PROC.name: proc(), "image": _native.init_image()}
+        if self._has_clock:
+            found["time"] = self._time_namespace()
+        found.update(self._context.sockets())
+        return found
 
     def _time_namespace(self) -> int:
         """Return the time namespace, if the pidfd can't be used to join it. It is opened on first use."""

@@ -176,14 +176,16 @@ class Live:
     def _wait_for_init(self, init: Process[Any]) -> None:
         """Wait for PID 1. Meanwhile reap processes of this process's other containers in its pid namespace."""
         pause_s = _FIRST_LOOK_S
-        while init.poll() is None:
-            others = [guest for guest in guests if guest is not self]
+        while others := [guest for guest in guests if guest is not self]:
             for guest in others:
                 guest.reap(init)
             try:
-                init.wait(pause_s if others else None)
+                init.wait(pause_s)
             except TimeoutError:  # a ContainerTimeout, whose own module takes long to import
                 pause_s = min(2 * pause_s, LOOK_AGAIN_S)
+            else:
+                return
+        init.wait()
 
     def reap(self, dying: Process[Any]) -> None:
         """Reap ended processes. If they are in the pid namespace of an ending container, thaw them first."""

@@ -29,7 +29,6 @@ from containerkit.process.stdio import Text, require_open
 from containerkit.security.checks import check_bool
 from containerkit.spec.container import CONFINEMENT, DESCRIPTION, Spec, build, check_names
 from containerkit.spec.rootfs import resolve
-from containerkit.start.cgroup import account
 from containerkit.start.context import StartContext
 from containerkit.typed import NamedTuple, overload
 from containerkit.values import evolve
@@ -335,6 +334,8 @@ def _finish(context: StartContext, process: Process[Any] | Captured) -> None:
     """Read the group of an ended command, and release its context."""
     try:
         if context.membership is not None:
+            from containerkit.start.cgroup import account
+
             account(process, context.membership.group)
     finally:
         context.release()

@@ -62,7 +62,7 @@ def _alive(place: str) -> tuple[list[tuple[str, int]], list[str]]:
         for entry in sorted(os.listdir(place)):
             name, _, number = entry.rpartition(".")
             started = ""
-            with suppress(OSError), open(f"{place}/{entry}", encoding="ascii") as file:
+            with suppress(OSError), open(f"{place}/{entry}", encoding="utf-8") as file:
                 started = file.read().strip()
             if not number.isdecimal() or not started.isdecimal():
                 continue  # it is being written, or is not a record

@@ -61,7 +61,8 @@ class Entering:
     """A thread that is starting a process, for the duration of a ``with`` block.
 
     Args:
-        idle: its lock protects ``books``. It is notified when a thread has finished.
+        lock: it protects ``books``.
+        idle: the condition of that lock. It is notified when a thread has finished.
         books: the threads that are starting a process.
         admit: returns PID 1, or raises an error.
 
@@ -69,11 +70,16 @@ class Entering:
         thread: the id of the thread.
     """
 
-    __slots__ = ("__weakref__", "_admit", "_books", "_idle", "thread")
+    __slots__ = ("__weakref__", "_admit", "_books", "_idle", "_lock", "thread")
 
     def __init__(
-        self, idle: threading.Condition, books: WeakMembers[Entering], admit: Callable[[], Process[Any]]
+        self,
+        lock: threading.RLock,
+        idle: threading.Condition,
+        books: WeakMembers[Entering],
+        admit: Callable[[], Process[Any]],
     ) -> None:
+        self._lock = lock  # faster than by the condition, whose methods are Python
         self._idle = idle
         self._books = books
         self._admit = admit
@@ -81,7 +87,7 @@ class Entering:
 
     def __enter__(self) -> Process[Any]:
         try:
-            with self._idle:
+            with self._lock:
                 init = self._admit()
                 self._books.add(self)
         except BaseException:  # refused, or a signal handler raised: __exit__ will not be called
@@ -90,7 +96,7 @@ class Entering:
         return init
 
     def __exit__(self, *_: object) -> None:
-        with self._idle:
+        with self._lock:
             self._books.discard(self)
             self._idle.notify_all()
 

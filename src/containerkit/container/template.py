@@ -13,6 +13,7 @@ from containerkit.container.captured import ArgumentCache
 from containerkit.container.lifecycle import Container
 from containerkit.container.ready import Stock, why_not_kept_ready
 from containerkit.container.run import Recipe, perform
+from containerkit.descriptors import Closing
 from containerkit.errors import SpecError, StateError
 from containerkit.meanings import explained
 from containerkit.namespace import Namespaces
@@ -26,7 +27,6 @@ from containerkit.values import evolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
     from typing import Unpack
 
     from containerkit.network.pool import EndpointPool
@@ -48,7 +48,7 @@ def _lasts(_: Recipe) -> bool:
 
 
 @explained
-class Template:
+class Template(Closing):
     """Prepares everything in advance for containers of one description. Made by :meth:`Container.prepare`.
 
     ::
@@ -277,11 +277,6 @@ class Template:
     def __enter__(self) -> Self:
         self._check_open()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"

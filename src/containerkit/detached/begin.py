@@ -22,6 +22,7 @@ import time
 from contextlib import suppress
 from errno import ENOSPC, EOPNOTSUPP
 
+import containerkit.namespace.handle  # noqa: F401 - the command joins namespaces, and a fork inherits the module
 from containerkit import _native
 from containerkit.container.captured import ArgumentCache
 from containerkit.container.commands import Commands
@@ -47,12 +48,12 @@ if TYPE_CHECKING:
     from containerkit.spec.container import Spec
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["LOCK", "Begun", "become_keeper", "begin", "root_of", "write_policy"]
+__all__ = ["Begun", "become_keeper", "begin", "root_of", "write_policy"]
 
 _FIRST_DELAY_MS, _LAST_DELAY_MS, _STEADY_S = 100, 60_000, 10.0
 """The delay before the first restart, its maximum after doublings, and the run time that resets it. Source: Docker."""
 
-_RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS, LOCK, _ATTENDANT, _LIFE = range(3, 12)
+_RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS, _LOCK, _ATTENDANT, _LIFE = range(3, 12)
 """The numbers of the keeper's descriptors; see keeper.c."""
 
 _END_BYTES: Final = 512
@@ -277,7 +278,7 @@ def _become(
             _COMMAND: process.fileno(),
             _OUTPUT: ends[1],
             _ERRORS: ends[2],
-            LOCK: lock,
+            _LOCK: lock,
             _ATTENDANT: -1 if attendant is None else attendant.pidfd,
             _LIFE: -1 if attendant is None else attendant.life.fileno(),
         }
@@ -372,7 +373,7 @@ def _locks(without: frozenset[int]) -> list[int]:
     """Return the descriptors with which this process holds file locks, on ids and on images."""
     found = []
     for fd in _open_descriptors():
-        with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as file:
             if fd not in without and "\nlock:" in file.read():
                 found.append(fd)
     return found

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 
 from containerkit.container.attached import group_at
 from containerkit.detached import store
-from containerkit.detached.begin import LOCK, begin, write_policy
 from containerkit.detached.description import Policy, signal_number
 from containerkit.detached.events import emit, identify
 from containerkit.detached.health import image_of
@@ -62,6 +61,8 @@ class Detached(Known):
         for name in ("stopped", "error.json"):
             with suppress(FileNotFoundError):
                 os.unlink(self.entry.file(name))
+        from containerkit.detached.begin import begin  # late: other calls start nothing
+
         begin(self.entry)
 
     def ask_to_end(self, run: int) -> None:
@@ -209,6 +210,8 @@ class Detached(Known):
         if restart is not None:
             keeping = evolve(self.keeping, restart=restart)
             self.entry.write("config.json", {**self.entry.config, **asdict(keeping)})
+            from containerkit.detached.begin import write_policy
+
             write_policy(self.entry, Policy.parse(restart), self.restarts)
             emit(self.entry, "update", restart=restart)
         if limits is None:
@@ -425,7 +428,7 @@ class Detached(Known):
             pidfd = os.pidfd_open(pid)
             try:
                 # The pid of a former keeper may belong to another process by now.
-                if os.readlink(f"/proc/{pid}/fd/{LOCK}") == self.entry.file("lock"):
+                if os.readlink(f"/proc/{pid}/fd/{store.KEEPER_LOCK}") == self.entry.file("lock"):
                     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                     signal.pidfd_send_signal(pidfd, signal.SIGCONT)  # a stopped one would not take notice
                     return True

@@ -110,7 +110,7 @@ class Keeping:
         healthcheck: whether its health is checked.
         health_command: the command that checks it; empty for that of its image.
         health_interval_s, health_timeout_s, health_start_period_s, health_start_interval_s, health_retries,
-            health_on_failure: see :class:`containerkit.detached.checks.Check`; None for the values of its image.
+            health_on_failure: see :class:`containerkit.detached.check_settings.Check`; None for those of its image.
     """
 
     name: str = ""

@@ -17,16 +17,21 @@ import time
 from contextlib import suppress
 
 from containerkit.detached import logs, store
-from containerkit.errors import SetupError, SpecError, StateError
+from containerkit.errors import SetupError, StateError
 from containerkit.typed import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from typing import Any, Final
+    from typing import Any, Final, Literal
 
     from containerkit.detached.logs import Moment
     from containerkit.detached.store import Entry
+
+    Action = Literal[
+        "create", "start", "die", "oom", "stop", "kill", "pause", "unpause", "rename", "update", "exec_start",
+        "health_status", "commit", "destroy",
+    ]  # fmt: skip
 
 __all__ = ["ContainerEvent", "emit", "events", "identify"]
 
@@ -52,12 +57,12 @@ class ContainerEvent(NamedTuple):
     """
 
     time: str
-    action: str
+    action: Action
     id: str
     name: str
     image: str
     labels: Mapping[str, str]
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, str | int]
 
     def fits(self, name: str, wanted: str) -> bool:
         """Return whether it matches a filter of :func:`events`."""
@@ -90,7 +95,7 @@ def _who(entry: Entry, config: Mapping[str, Any]) -> str:
     return (text if len(text) <= _LONGEST else json.dumps({**known, "labels": {}}))[1:-1]
 
 
-def emit(entry: Entry, action: str, config: Mapping[str, Any] | None = None, **attributes: Any) -> None:
+def emit(entry: Entry, action: Action, config: Mapping[str, Any] | None = None, **attributes: str | int) -> None:
     """Append an event. One that can't be written is lost.
 
     Args:
@@ -148,27 +153,36 @@ def _rotate(place: str, full: int) -> None:
 
 
 def events(
-    *, since: Moment | None = None, until: Moment | None = None, follow: bool = False, **filters: str
+    *,
+    since: Moment | None = None,
+    until: Moment | None = None,
+    follow: bool = False,
+    action: Action | None = None,
+    name: str | None = None,
+    image: str | None = None,
+    id: str | None = None,  # noqa: A002 - the term of the OCI
+    label: str | None = None,
 ) -> Iterator[ContainerEvent]:
     """Yield the events of this user's detached containers, the oldest first.
 
     Args:
         since, until: only events in this period, as for :meth:`Detached.logs`.
         follow: wait for more, until the time of ``until`` (default False).
-        filters: only events with this ``action``, ``name``, ``image``, beginning of the ``id``, or ``label``: ``NAME``
-            or ``NAME=VALUE``.
+        action, name, image: only events with this action, or of containers with this name or image.
+        id: only events of containers whose id begins with this.
+        label: only events of containers with this label: ``NAME`` or ``NAME=VALUE``.
 
     Raises:
-        SpecError: an invalid time, or an unknown filter.
+        SpecError: an invalid time.
         SetupError: the events can't be read.
 
     About 20,000 events are kept, until the next reboot. If a keeper was killed, the event ``die`` of its container has
     an ``error`` instead of an ``exit_code``, and the time at which a process noticed that.
     """
-    if unknown := sorted(set(filters) - {"action", "name", "image", "id", "label"}):
-        raise SpecError(f"events: unknown filter {unknown[0]!r}; choose from action, name, image, id, label")
+    given = {"action": action, "name": name, "image": image, "id": id, "label": label}
     start = "" if since is None else logs.moment(since, "since")
     end = "~" if until is None else logs.moment(until, "until")
+    filters = {key: value for key, value in given.items() if value is not None}
     return _read(start, end, filters, follow=follow)
 
 

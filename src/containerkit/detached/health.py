@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from containerkit.detached.checks import Check
+    from containerkit.detached.check_settings import Check
     from containerkit.detached.container import Detached
     from containerkit.detached.description import Keeping
     from containerkit.detached.store import Entry
@@ -94,7 +94,7 @@ def wanted(keeping: Keeping, spec: Spec) -> Check | None:
     """
     if not keeping.healthcheck or not (keeping.health_command or spec.rootfs.kind == "image"):
         return None
-    from containerkit.detached.checks import Check
+    from containerkit.detached.check_settings import Check
 
     return Check.of(keeping, spec)
 
@@ -114,7 +114,7 @@ def check(entry: Entry) -> bool:
     Raises:
         StateError: it is not running, or is paused, which does not count as a failure.
     """
-    from containerkit.detached.checks import Check
+    from containerkit.detached.check_settings import Check
     from containerkit.detached.container import Detached
     from containerkit.detached.events import emit
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from containerkit.detached.known import Known
+    from containerkit.spec.mount import Mount
 
 __all__ = ["inspection", "rfc3339"]
 
@@ -55,13 +56,15 @@ def inspection(one: Known) -> dict[str, Any]:
         "RestartCount": one.restarts,
         "LogPath": one.entry.state_path,
         "HostConfig": {
-            "RestartPolicy": keeping.restart,
+            "NetworkMode": _network(spec.network),
+            "RestartPolicy": _policy(keeping.restart),
             "AutoRemove": keeping.remove,
             "Limits": limits,
             "LogConfig": {"max-size": keeping.log_max_bytes, "max-file": keeping.log_files},
         },
-        "Mounts": [attrs.asdict(mount) for mount in spec.mounts],
+        "Mounts": [_mount(mount) for mount in spec.mounts],
         "Config": {
+            "Image": keeping.image,
             "Hostname": spec.hostname,
             "User": description.fields.get("user"),
             "Env": [f"{name}={value}" for name, value in (description.fields.get("env") or {}).items()],
@@ -73,12 +76,7 @@ def inspection(one: Known) -> dict[str, Any]:
             "StopSignal": keeping.stop_signal,
             "StopTimeout": keeping.stop_timeout_s,
         },
-        "NetworkSettings": {
-            "Network": _network(spec.network),
-            "Addresses": run.get("network", {}).get("addresses", []) if runs else [],
-            "Ports": run.get("network", {}).get("ports", []) if runs else [],
-            "Attendant": run.get("attendant") if runs else None,
-        },
+        "NetworkSettings": _network_settings(spec.network, run, runs=runs),
         "Keeper": run.get("keeper") if runs else None,
         "CGroups": run.get("groups", []),
     }
@@ -88,3 +86,45 @@ def _network(choice: Any) -> str:
     """Return the name of a network for display."""
     found = getattr(choice, "network", choice)
     return found if isinstance(found, str) else str(getattr(found, "name", found))
+
+
+def _policy(text: str) -> dict[str, Any]:
+    name, _, count = text.partition(":")
+    return {"Name": name, "MaximumRetryCount": int(count or 0)}
+
+
+def _mount(mount: Mount) -> dict[str, Any]:
+    """Return the fields of a mount: Docker's, then those that only this library has."""
+    rest = attrs.asdict(mount)
+    source, target, readonly = rest.pop("source"), rest.pop("target"), rest.pop("readonly")
+    name = _volume_of(source) if rest.pop("type") == "bind" else None
+    named = {"Type": mount.type} if name is None else {"Type": "volume", "Name": name}
+    others = {key.capitalize(): value for key, value in rest.items()}
+    return {**named, "Source": source, "Destination": target, "RW": not readonly, **others}
+
+
+def _volume_of(path: str) -> str | None:
+    """Return the name of the volume whose files are in a directory; None for another one."""
+    from containerkit.volume import volumes
+
+    return next((each.name for each in volumes() if each.path == path), None)
+
+
+def _network_settings(choice: Any, run: dict[str, Any], *, runs: bool) -> dict[str, Any]:
+    told = run.get("network", {}) if runs else {}
+    addresses = [each.partition("/")[0] for each in told.get("addresses", [])]
+    first = {version: next((each for each in addresses if (":" in each) == (version == 6)), "") for version in (4, 6)}
+    ports: dict[str, list[dict[str, str]]] = {}
+    for each in told.get("ports", []):
+        for number in range(each.get("count", 1)):
+            at = {"HostIp": each["host"], "HostPort": str(each["host_port"] + number)}
+            ports.setdefault(f"{each['container_port'] + number}/{each['protocol']}", []).append(at)
+    network = {"IPAddress": first[4], "GlobalIPv6Address": first[6]}
+    return {
+        "Network": _network(choice),
+        "Networks": {_network(choice): network},
+        **network,
+        "Addresses": told.get("addresses", []),
+        "Ports": ports,
+        "Attendant": run.get("attendant") if runs else None,
+    }

@@ -157,7 +157,7 @@ class Known:
         return not os.path.exists(self.entry.file("stopped")) and (policy == 2 or (policy == 1 and failed))
 
     def _policy(self) -> int:
-        with suppress(OSError, ValueError), open(self.entry.file("policy"), encoding="ascii") as file:
+        with suppress(OSError, ValueError), open(self.entry.file("policy"), encoding="utf-8") as file:
             return int(file.read())
         return 0
 
@@ -165,7 +165,7 @@ class Known:
     def _is_frozen(run: Mapping[str, Any]) -> bool:
         for group in run["groups"]:
             for name, frozen in (("cgroup.freeze", "1"), ("freezer.state", "FROZEN")):
-                with suppress(OSError), open(f"{group}/{name}", encoding="ascii") as file:
+                with suppress(OSError), open(f"{group}/{name}", encoding="utf-8") as file:
                     if file.read().strip() == frozen:
                         return True
         return False
@@ -276,7 +276,7 @@ class Known:
         """Return the fields for a list of containers, from one read of the record.
 
         ``status``, ``pid``, ``exit_code``, ``created``, ``health`` and ``labels`` are those of the attributes;
-        ``init`` is the pid of the last run's init.
+        ``init`` is the pid of the last run's init; ``started`` and ``finished`` are times, None if unknown.
         """
         status, run, end = self.looked_at()
         config = self.entry.config
@@ -286,6 +286,8 @@ class Known:
             "image": config["image"],
             "command": config["argv"],
             "created": config["created"],
+            "started": run.get("started"),
+            "finished": None if end is None else end["finished"],
             "status": status,
             "init": run.get("init"),
             "pid": run["pid"] if status in ("running", "paused") else None,

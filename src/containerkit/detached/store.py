@@ -22,12 +22,12 @@ Source: fcntl_locking(2), F_OFD_SETLK.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import struct
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, ENOSPC
 
+from containerkit import jsontext
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.spec.words import checked_id
 
@@ -40,6 +40,9 @@ __all__ = ["Entry", "create", "entries", "find", "records_root", "state_root", "
 
 VERSION: Final = 1
 """The version of the records. Those of another version are refused."""
+
+KEEPER_LOCK: Final = 9
+"""The descriptor with which a keeper holds the lock; see keeper.c."""
 
 _NAMES: Final = ".names"
 """The directory with a symlink from each name to an id."""
@@ -75,6 +78,16 @@ def state_root() -> str:
     return os.path.join(data, "containerkit/containers")
 
 
+def _loads(text: str) -> Any:
+    """Read JSON, without the package that takes as long to import as many records to read."""
+    try:
+        return jsontext.loads(text)
+    except ValueError:  # such as of an infinite number, or it is no JSON, which the package says in detail
+        import json
+
+        return json.loads(text)
+
+
 class Entry:
     """One record.
 
@@ -106,7 +119,7 @@ class Entry:
         """
         try:
             with open(self.file(name), encoding="utf-8") as file:
-                content: dict[str, Any] = json.load(file)
+                content: dict[str, Any] = _loads(file.read())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -117,6 +130,8 @@ class Entry:
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Replace one of its JSON files."""
+        import json  # late: commands that only look do not need it
+
         self.write_bytes(name, json.dumps({"version": VERSION, **content}).encode())
 
     def write_bytes(self, name: str, content: bytes) -> None:
@@ -195,7 +210,7 @@ class Entry:
     def end_of(self, run: int) -> dict[str, str] | None:
         """Return the keeper's record of the end of a start, or None."""
         try:
-            with open(self.file(f"exit.{run}"), encoding="ascii") as file:
+            with open(self.file(f"exit.{run}"), encoding="utf-8") as file:
                 words = file.read().split()
         except FileNotFoundError:
             return None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from containerkit.container.changes import Change
     from containerkit.container.live import State
     from containerkit.detached.container import Detached
+    from containerkit.detached.events import Action
     from containerkit.detached.store import Entry
     from containerkit.spec.container import Spec
     from containerkit.spec.rootfs import RootFS
@@ -90,9 +91,9 @@ class View(Attached):
         """Yield its changes; see :meth:`containerkit.Detached.changes`."""
         yield from self._detached.changes()
 
-    def note(self, action: str, **attributes: Any) -> None:
+    def note(self, action: Action, **attributes: str | int) -> None:
         """Append an event; see :func:`containerkit.events`."""
-        emit(self._detached.entry, action, **attributes)
+        emit(self._detached.entry, action, None, **attributes)
 
     @property
     def state(self) -> State:

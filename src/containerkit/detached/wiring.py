@@ -213,6 +213,9 @@ def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
         attendant = _attendant(entry)
         attach = evolve(attach, network=attendant.network)
     else:
+        from containerkit.network.kept import Kept
+
+        assert isinstance(attach.network, Kept)
         _wait_until_left(attach.network, entry.id)
     aliases = (*_host_names(name, entry.id), *attach.aliases)
     return evolve(spec, network=evolve(attach, aliases=tuple(dict.fromkeys(aliases)))), attendant

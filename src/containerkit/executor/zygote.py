@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 from errno import ECHILD
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
@@ -22,7 +22,7 @@ from containerkit.compile import process as steps
 from containerkit.container.arguments import describe
 from containerkit.container.captured import ArgumentCache
 from containerkit.container.lifecycle import Container
-from containerkit.descriptors import close_all
+from containerkit.descriptors import Closing, close_all
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.namespace import Kind, Namespace
 from containerkit.plan import calls
@@ -37,7 +37,6 @@ from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
     from typing import Unpack
 
     from containerkit.options import ContainerOptions, ListOf, Stream
@@ -72,7 +71,7 @@ def source_of(module: str) -> str:
         ) from None
 
 
-class Zygote:
+class Zygote(Closing):
     """A Python interpreter in a container, from which others are forked.
 
     Args:
@@ -256,14 +255,6 @@ class Zygote:
         if self._process is not None:
             self._process.close()
         self._nursery.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Fresh(Container):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from containerkit.fleet.engine import Node
     from containerkit.fleet.future import FleetFuture
-    from containerkit.fleet.options import AnyFleetOptions, FleetOptions
+    from containerkit.fleet.options import AnyFleetOptions, FleetOptions, KubernetesOptions
     from containerkit.fleet.report import Report
     from containerkit.options import ContainerOptions, Input, ListOf, Word
     from containerkit.process.result import CompletedProcess
@@ -132,13 +132,19 @@ class Fleet:
         return cls(load("containerkit.fleet.executor:ExecutorEngine")(executor, listen))
 
     @classmethod
-    def kubernetes(cls, **options: object) -> Self:
+    @explained
+    def kubernetes(cls, namespace: str = "default", **options: Unpack[KubernetesOptions]) -> Self:
         """Return a fleet on a Kubernetes cluster, each task a Job.
 
         Args:
-            options: see :class:`containerkit.fleet.kubernetes.KubernetesEngine`.
+            namespace: the namespace of the Jobs (default ``"default"``).
+            options: see :class:`containerkit.fleet.options.KubernetesOptions`.
+
+        Raises:
+            UnsupportedError: Kubernetes' client is not installed.
+            SpecError: an invalid value, or no credentials.
         """
-        return cls(load("containerkit.fleet.kubernetes:KubernetesEngine")(**options))
+        return cls(load("containerkit.fleet.kubernetes:KubernetesEngine")(namespace, **options))
 
     # --- Tasks
 

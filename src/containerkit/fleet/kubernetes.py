@@ -14,6 +14,7 @@ from containerkit.fleet.errors import FleetError
 from containerkit.fleet.kubeapi import APIError, KubeAPI, UnreachableError
 from containerkit.fleet.kubeattempt import KubeAttempt
 from containerkit.fleet.kubejob import FLEET, TASK, Settings, job_of, quantity
+from containerkit.meanings import explained
 from containerkit.spec.words import sequence
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _MINIMUM_LEASE_S: Final = 15
 _WORKERS: Final = 16
 
 
+@explained
 class KubernetesEngine(Engine):
     """Tasks are Jobs, whose pods are their containers. The cluster's runtime starts them on any free node.
 
@@ -38,18 +40,7 @@ class KubernetesEngine(Engine):
 
     Args:
         namespace: the namespace of the Jobs (default ``"default"``).
-        kubeconfig: the file with the credentials (default: ``$KUBECONFIG`` or ``~/.kube/config``, in a pod its service
-            account).
-        context: the context in it (default: the current one).
-        runtime_class: the RuntimeClass of the pods (default ``"containerkit"``); None for the cluster's default.
-        user_namespaces: give each pod a new user namespace (default True). A cluster that does not support them is
-            refused.
-        lease_s: the time in seconds after which a Job ends if its driver has disappeared (default 600, at least 15).
-            A running driver extends the time.
-        grace_s: the time in seconds between SIGTERM and SIGKILL when a command is ended (default 5).
-        node_selector: labels that a node must have (default: none).
-        service_account: the service account of the pods, whose token they get (default: none, and no token).
-        pull_secrets: names of the secrets for pulling images (default: none).
+        options: see :class:`containerkit.fleet.options.KubernetesOptions`.
 
     Raises:
         UnsupportedError: Kubernetes' client is not installed.

@@ -5,7 +5,7 @@ Source: PEP 589, PEP 692.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from containerkit.options import (
     ConfinementOptions,
@@ -20,9 +20,12 @@ from containerkit.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from containerkit.options import ListOf
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["AnyFleetOptions", "FleetOptions", "HeldRunOptions"]
+__all__ = ["AnyFleetOptions", "FleetOptions", "HeldRunOptions", "KubernetesOptions"]
 
 
 class FleetOptions(
@@ -61,3 +64,27 @@ class HeldRunOptions(
     total=False,
 ):
     """The arguments of :meth:`containerkit.fleet.FleetContainer.run`, apart from the input and text mode."""
+
+
+class KubernetesOptions(TypedDict, total=False):
+    """The arguments of :meth:`containerkit.fleet.Fleet.kubernetes`, apart from the namespace."""
+
+    kubeconfig: str | None
+    """The file with the credentials (default: ``$KUBECONFIG`` or ``~/.kube/config``, in a pod its service account)."""
+    context: str | None
+    """The context in it (default: the current one)."""
+    runtime_class: str | None
+    """The RuntimeClass of the pods (default ``"containerkit"``); None for the cluster's default."""
+    user_namespaces: bool
+    """Whether each pod gets a new user namespace (default True). A cluster that does not support them is refused."""
+    lease_s: int
+    """The time in seconds after which a Job ends if its driver has disappeared (default 600, at least 15). A running
+    driver extends the time."""
+    grace_s: int
+    """The time in seconds between SIGTERM and SIGKILL when a command is ended (default 5)."""
+    node_selector: Mapping[str, str] | None
+    """Labels that a node must have (default: none)."""
+    service_account: str | None
+    """The service account of the pods, whose token they get (default: none, and no token)."""
+    pull_secrets: ListOf[str]
+    """Names of the secrets for pulling images (default: none)."""

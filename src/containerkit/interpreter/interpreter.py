@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Final, Self
 
 from containerkit.container.captured import Terms
+from containerkit.descriptors import Closing
 from containerkit.errors import SpecError, StateError
 from containerkit.interpreter.branch import Branch, LostError, Talk, check_open
 from containerkit.interpreter.execution import Execution, ExecutionCause, ExecutionError, Logs, Result
@@ -18,7 +19,6 @@ from containerkit.process.result import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
     from typing import Unpack
 
     from containerkit.container.files import Files
@@ -34,7 +34,7 @@ _GRACE_S: Final = 1.0
 """The time that interrupted code has to end after its timeout, in seconds."""
 
 
-class Interpreter:
+class Interpreter(Closing):
     """Python in a container. Variables are kept from one piece of code to the next.
 
     ::
@@ -316,11 +316,6 @@ class Interpreter:
         self._check_open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         home = getattr(self, "_home", None)
         if home is not None and not self._closed and self._owner == os.getpid() and not sys.is_finalizing():
@@ -328,7 +323,7 @@ class Interpreter:
             self.close()
 
 
-class Snapshot:
+class Snapshot(Closing):
     """A saved state, made by :meth:`Interpreter.snapshot`.
 
     It is a waiting process. It ends with the container, or by :meth:`close`.
@@ -344,14 +339,6 @@ class Snapshot:
         if self.branch.is_open:
             self.branch.close()
             self.home.remove(self.place)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.branch.close()

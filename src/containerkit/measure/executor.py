@@ -10,10 +10,11 @@ import threading
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cgroup import Limits
 from containerkit.container.lifecycle import Container
+from containerkit.descriptors import Closing
 from containerkit.errors import SpecError, StateError
 from containerkit.measure.meters import Meters
 from containerkit.measure.result import Measurement, Termination
@@ -22,7 +23,6 @@ from containerkit.process.process import DEVNULL, STDOUT, Process
 from containerkit.spec.words import host_path
 
 if TYPE_CHECKING:
-    import types
     from typing import Unpack
 
     from containerkit.cgroup import CGroup
@@ -35,7 +35,7 @@ _LONGEST_LOOK_S: Final = 1.0
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
-class RunExecutor:
+class RunExecutor(Closing):
     """Measures commands, each in a fresh container. Any number of threads can use it.
 
     ::
@@ -162,14 +162,6 @@ class RunExecutor:
             waker, self._waker = self._waker, -1
         if waker >= 0:
             os.close(waker)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: types.TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Run:

@@ -278,7 +278,7 @@ def attached_to(attachments: Iterable[Attach]) -> tuple[tuple[LiveNetwork, Attac
     Raises:
         StateError: one belongs to another process.
     """
-    attached = tuple((_live(attach.network), attach) for attach in attachments)
+    attached = tuple((_live(attach), attach) for attach in attachments)
     if any(live.router is not attached[0][0].router for live, _ in attached):
         raise StateError("networks: one container can't be on networks of different processes")
     return attached
@@ -292,10 +292,12 @@ def as_names(hostname: str | None) -> tuple[str, ...]:
         return ()
 
 
-def _live(network: Network | LiveNetwork | str) -> LiveNetwork:
-    if isinstance(network, str):
-        network = _INTERNET
-    return shared(network) if isinstance(network, Network) else network
+def _live(attach: Attach) -> LiveNetwork:
+    network = _INTERNET if attach.network == "internet" else attach.network
+    if isinstance(network, Network):
+        return shared(network)
+    assert isinstance(network, LiveNetwork)
+    return network
 
 
 def _attachments(network: Any) -> tuple[Attach, ...]:

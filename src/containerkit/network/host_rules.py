@@ -72,8 +72,8 @@ class HostRules:
     ) -> None:
         """Redirect connections to ports of the host to a container.
 
-        This does not affect connections to 127.0.0.0/8 and ::1, because such packets are not forwarded. The process
-        that listens on the port gets them.
+        This does not affect connections to ::1, because such packets are not forwarded. The process that listens on
+        the port gets them.
 
         Args:
             host: an address of the host, or ``"0.0.0.0"`` or ``"::"`` for all of them, of the container's version.
@@ -186,7 +186,7 @@ def _table(name: str, uplink: str, group: int, forwards_only_ours: Sequence[str]
         "forward": (Hook("filter", nft.FORWARD, 0), _forward(uplink, forwards_only_ours)),
         "input": (Hook("filter", nft.INPUT, 0), _input(uplink, group)),
         "prerouting": (Hook("nat", nft.PREROUTING, -100), _publishing()),
-        "output": (Hook("nat", nft.OUTPUT, -100), _publishing()),
+        "output": (Hook("nat", nft.OUTPUT, -100), _publishing(own=True)),
         "postrouting": (Hook("nat", nft.POSTROUTING, 100), _masquerading(uplink)),
     }
     made = [nft.table(family, name)]
@@ -226,8 +226,12 @@ def _input(uplink: str, group: int) -> list[bytes]:
     ]
 
 
-def _publishing() -> list[bytes]:
-    """Look up a connection by its destination address on the host, then by "all addresses"."""
+def _publishing(*, own: bool = False) -> list[bytes]:
+    """Look up a connection by its destination address on the host, then by "all addresses".
+
+    Args:
+        own: for connections that the host itself opens. Only these are redirected from 127.0.0.0/8.
+    """
     rules = []
     for v in (4, 6):
         width = _LENGTH[v] // 4
@@ -236,17 +240,23 @@ def _publishing() -> list[bytes]:
         service = e.meta(e.L4PROTO, width) + e.payload(e.TRANSPORT, 2, 2, width + 1)
         go = e.lookup(f"published{v}", into=0) + e.destination(_FAMILY[v], 0, width)
         foreign = target + e.mask(mask) + e.compare(loopback, operator=e.UNEQUAL)
-        start = only(v) + e.local() + foreign
+        start = only(v) + e.local() + (b"" if own and v == 4 else foreign)
         rules.append(start + _field(v, _DESTINATION) + service + go)
         rules.append(start + e.constant(bytes(_LENGTH[v])) + service + go)
     return rules
 
 
 def _masquerading(uplink: str) -> list[bytes]:
-    """Give packets that leave the router's networks the host's address, even if a published port leads back to them."""
+    """Give packets that leave the router's networks the host's address, even if a published port leads back to them.
+
+    Connections of the host from 127.0.0.1 to a published port get it too, because nothing can answer to 127.0.0.1.
+    """
     rules = []
     for v in (4, 6):
         ours = only(v) + _field(v, _SOURCE) + e.lookup(f"subnets{v}")
         rules.append(ours + _named(e.OIFNAME, uplink, e.UNEQUAL) + e.masquerade())
         rules.append(ours + _named(e.OIFNAME, uplink) + e.conntrack(e.STATUS_DNAT, 2) + e.masquerade())
+    mask, loopback = _LOOPBACK[4]
+    of_host = only(4) + _field(4, _SOURCE) + e.mask(mask) + e.compare(loopback)
+    rules.append(of_host + _named(e.OIFNAME, uplink) + e.conntrack(e.STATUS_DNAT, 2) + e.masquerade())
     return rules

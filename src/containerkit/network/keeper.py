@@ -176,7 +176,7 @@ def _join(connection: socket.socket, request: dict[str, Any], live: LiveNetwork,
     finally:
         os.close(namespace)
     with ExitStack() as stack:
-        made = later.join(_how(live, request), handle, who, names, position=position, out=out)
+        made = later.join(live, _how(live, request), handle, who, names, position=position, out=out)
         stack.callback(made.close)
         for port in request["ports"]:
             stack.callback(live.router.attendant.publish(Port(**port), made.claim.addresses).close)

@@ -190,6 +190,7 @@ class Remote:
             "sysctls": connector.sysctls,
             "leads_out": connector.has_default_route,
         }
+        assert isinstance(attach.network, Kept)
         return cls(attach.network, wish)
 
     def take(self) -> Endpoint:

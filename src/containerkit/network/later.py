@@ -73,10 +73,20 @@ class Who(NamedTuple):
     egress: Egress | None
 
 
-def join(attach: Attach, namespace: Namespace, who: Who, names: tuple[str, ...], *, position: int, out: bool) -> Later:
+def join(
+    live: LiveNetwork,
+    attach: Attach,
+    namespace: Namespace,
+    who: Who,
+    names: tuple[str, ...],
+    *,
+    position: int,
+    out: bool,
+) -> Later:
     """Attach an existing network namespace to an open network with another interface.
 
     Args:
+        live: the network.
         attach: its aliases, addresses and so on.
         namespace: a handle, which the returned object then owns.
         who: the container.
@@ -87,7 +97,6 @@ def join(attach: Attach, namespace: Namespace, who: Who, names: tuple[str, ...],
     Raises:
         StateError, SpecError, SetupError: it failed. Nothing is left behind, and the handle is closed.
     """
-    live: LiveNetwork = attach.network
     router = live.router
     with ExitStack() as undo:
         undo.callback(namespace.close)
@@ -118,7 +127,7 @@ def attach_running(live: LiveNetwork, container: Container, how: Attach | None) 
     taken = {claim.wire.number for claim in present}
     position = next(number for number in range(1024) if number + 2 not in taken)
     out = not any(claim.wire.has_default_route for claim in present)
-    later = join(attach, container.namespace("network"), _policy(container), names, position=position, out=out)
+    later = join(live, attach, container.namespace("network"), _policy(container), names, position=position, out=out)
     try:
         container.keep_until_stopped(later.claim.wire.port, later)
     except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
-from containerkit.network.parsed import ip_address, ip_interface, ip_network
+from containerkit.network.parsed import ip_address, ip_network
 from containerkit.plan import calls
 from containerkit.plan.netlink import CREATE, EXCLUDE, REPLACE, attribute, message
 
@@ -34,6 +34,7 @@ __all__ = [
 
 _NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _NEWROUTE, _DELROUTE, _NEWNEIGH, _NEWQDISC = 16, 17, 18, 20, 24, 25, 28, 36
 _ADDRESS, _NAME, _MTU, _LINK, _MASTER, _INFO, _ALIAS, _NS_FD = 1, 3, 4, 5, 10, 18, 20, 28
+_TX_QUEUES, _RX_QUEUES = 31, 32
 _INFO_KIND, _INFO_DATA = 1, 2
 _INFO_SLAVE_KIND, _INFO_SLAVE_DATA, _PORT_ISOLATED = 4, 5, 33
 _VETH_PEER: Final = 1
@@ -108,8 +109,11 @@ def veth(
     inner_head = (
         _header(peer_index) + _text(_NAME, peer) + attribute(_ADDRESS, mac_bytes(peer_mac)) + _number(_MTU, mtu)
     )
-    inner = inner_head + _number(_NS_FD, 0)
-    parts = [_text(_NAME, name), attribute(_ADDRESS, mac_bytes(mac)), _number(_MTU, mtu)]
+    # Without a number the kernel makes a queue for each possible processor, then removes all but one and waits for an
+    # RCU grace period at each end.
+    queues = _number(_TX_QUEUES, 1) + _number(_RX_QUEUES, 1)
+    inner = inner_head + queues + _number(_NS_FD, 0)
+    parts = [_text(_NAME, name), attribute(_ADDRESS, mac_bytes(mac)), _number(_MTU, mtu), queues]
     if master:
         parts.append(_number(_MASTER, master))
     if alias:
@@ -170,13 +174,14 @@ def look_at(socket: Slot, name: str) -> Operation:
 
 def address(socket: Slot, index: int, text: str, name: str) -> Operation:
     """Add an address with its prefix, such as ``10.9.0.2/24``. Duplicate detection is off for IPv6."""
-    interface = ip_interface(text)
-    packed = interface.ip.packed
-    family, flags = (_INET, 0) if interface.version == 4 else (_INET6, _NODAD)
-    body = pack("=BBBBI", family, interface.network.prefixlen, flags, 0, index)
+    own, _, prefix = text.partition("/")
+    packed, length = ip_address(own).packed, int(prefix)
+    family, flags = (_INET, 0) if len(packed) == 4 else (_INET6, _NODAD)
+    body = pack("=BBBBI", family, length, flags, 0, index)
     parts = [attribute(2, packed), attribute(1, packed)]  # IFA_LOCAL, IFA_ADDRESS
-    if interface.version == 4 and interface.network.prefixlen < 31:
-        parts.append(attribute(4, interface.network.broadcast_address.packed))
+    if family == _INET and length < 31:
+        broadcast = int.from_bytes(packed, "big") | (1 << 32 - length) - 1
+        parts.append(attribute(4, broadcast.to_bytes(4, "big")))
     return calls.netlink(socket, message(_NEWADDR, CREATE | EXCLUDE, body, *parts), f"RTM_NEWADDR {text} dev {name}")
 
 

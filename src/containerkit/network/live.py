@@ -8,6 +8,7 @@ import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from containerkit.descriptors import Closing
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 from containerkit.network import endpoint, links, router
 from containerkit.network.host import outward_mtu
@@ -18,7 +19,6 @@ from containerkit.plan.operation import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from containerkit.container.lifecycle import Container
     from containerkit.network.endpoint import Wire
@@ -50,7 +50,7 @@ class Claim(NamedTuple):
     names: tuple[str, ...]
 
 
-class LiveNetwork:
+class LiveNetwork(Closing):
     """A network that is open until :meth:`close` or the end of ``with``; made by :meth:`containerkit.Network.open`.
 
     Any thread may use it. Pass it to containers as ``network=``, alone or in a :class:`containerkit.Attach`.
@@ -351,11 +351,6 @@ class LiveNetwork:
     def __enter__(self) -> Self:
         self._check_open()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and getattr(self, "_leases", None) and self._pid == os.getpid():

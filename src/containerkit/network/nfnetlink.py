@@ -13,8 +13,9 @@ import socket
 import struct
 import threading
 from errno import EEXIST, EINVAL, ENOENT, EOPNOTSUPP, EPERM
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from containerkit.descriptors import Closing
 from containerkit.errors import SetupError, StateError, UnsupportedError
 from containerkit.network.forked import closed_in_children
 from containerkit.plan.netlink import attribute, words
@@ -308,7 +309,7 @@ def _framed(kind: int, flags: int, family: int, resource: bytes, body: bytes, se
 # --- The socket
 
 
-class Nfnetlink:
+class Nfnetlink(Closing):
     """A socket to nf_tables of one network namespace. It owns the tables made through it, which are deleted with it.
 
     Any thread may use it. Batches wait for each other.
@@ -425,12 +426,6 @@ class Nfnetlink:
         """Close the socket, which deletes its tables. May be called twice."""
         with self._lock:
             self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Nfnetlink {'closed' if self._socket.fileno() < 0 else 'open'}>"

@@ -7,21 +7,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-__all__ = ["ip_address", "ip_interface", "ip_network"]
+__all__ = ["ip_address", "ip_network"]
 
 
 @lru_cache(maxsize=4096)
 def ip_address(text: str) -> IPv4Address | IPv6Address:
     """Return an address, as :func:`ipaddress.ip_address` does."""
     return ipaddress.ip_address(text)
-
-
-@lru_cache(maxsize=1024)
-def ip_interface(text: str) -> IPv4Interface | IPv6Interface:
-    """Return an address with its prefix, as :func:`ipaddress.ip_interface` does."""
-    return ipaddress.ip_interface(text)
 
 
 @lru_cache(maxsize=1024)

@@ -296,6 +296,9 @@ class Router:
         self._closing.append(forwarding)
         self.host_rules = HostRules(Nfnetlink(), self.uplink, forwards_only_ours=forwarding.changed)
         self._closing.append(self.host_rules)
+        # Published ports of 127.0.0.1. Only this interface may send from 127.0.0.1 and get packets for it. Its other
+        # end is the router, which forwards none, and the rules above accept only answers.
+        self.run(write_sysctl(f"ipv4/conf/{self.uplink}/route_localnet", "1"))
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return a socket in the router's network namespace.

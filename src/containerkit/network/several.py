@@ -64,13 +64,11 @@ def of_keepers(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
         SpecError: a listening socket would belong to a keeper.
     """
     named = [attrs.evolve(each, interface=each.interface or f"eth{at}") for at, each in enumerate(attachments)]
-    description = {
-        each.network.name: each.network.inspect(joins=True) for each in named if isinstance(each.network, Kept)
-    }
-    if len(description) != sum(isinstance(each.network, Kept) for each in named):
+    kept = {at: each.network for at, each in enumerate(named) if isinstance(each.network, Kept)}
+    description = {network.name: network.inspect(joins=True) for network in kept.values()}
+    if len(description) != len(kept):
         raise SpecError("network: several attachments must name different networks")
-    own = [each for each in named if not isinstance(each.network, Kept)]
-    attached = attached_to(own)
+    attached = attached_to(each for at, each in enumerate(named) if at not in kept)
     _check_reachable(description, attached)
     inner = [_is_internal(each, description) for each in named]
     leader = inner.index(False) if False in inner else 0
@@ -82,8 +80,8 @@ def of_keepers(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
         sysctls = network_sysctls(spec)
         return Connector(chosen, names, ports, spec.egress, spec.dns, sysctls, has_default_route=leader in which)
 
-    mine = [at for at, each in enumerate(named) if not isinstance(each.network, Kept)]
-    theirs = [at for at in range(len(named)) if at not in mine]
+    mine = [at for at in range(len(named)) if at not in kept]
+    theirs = list(kept)
     if leader in theirs and any(port.fd is not None for port in spec.publish):
         raise SpecError("publish: a keeper can't pass a listening socket on: open the network in this process")
     maker: Connector | Remote
@@ -92,7 +90,7 @@ def of_keepers(spec: Spec, attachments: tuple[Attach, ...]) -> Spec:
     else:
         first = theirs.pop(0)
         maker = Remote.of(named[first], connector([first]))
-        gateways = tuple(description[named[first].network.name]["gateways"])
+        gateways = tuple(description[kept[first].name]["gateways"])
     numbered = enumerate(theirs, len(mine) or 1)
     guests = tuple((Remote.of(named[at], connector([at])), number) for number, at in numbered)
     hosts = files.hosts_file(spec.hosts, spec.hostname, files.own_address)

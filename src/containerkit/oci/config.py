@@ -5,7 +5,7 @@ Source: OCI runtime-spec, config.md and config-linux.md; the names are the speci
 
 from __future__ import annotations
 
-from containerkit.oci import jsontext
+from containerkit import jsontext
 from containerkit.oci.checks import check
 from containerkit.oci.errors import RuntimeFailure, strerror
 from containerkit.oci.resources import Resources

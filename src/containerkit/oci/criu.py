@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 
+from containerkit import jsontext
 from containerkit._linux import criu
-from containerkit.oci import jsontext
 from containerkit.oci.errors import RuntimeFailure, strerror
 
 TYPE_CHECKING = False

@@ -6,7 +6,8 @@ import os
 import select
 import time
 
-from containerkit.oci import jsontext, store
+from containerkit import jsontext
+from containerkit.oci import store
 from containerkit.oci.errors import RuntimeFailure
 
 TYPE_CHECKING = False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
+from containerkit import jsontext
 from containerkit._native import constants as k
-from containerkit.oci import capabilities, foreground, jsontext, kernel, protocol, store
+from containerkit.oci import capabilities, foreground, kernel, protocol, store
 from containerkit.oci import config as configuration
 from containerkit.oci.channel import Channel
 from containerkit.oci.checks import check_process

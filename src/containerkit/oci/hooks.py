@@ -12,8 +12,9 @@ import os
 import select
 from errno import EACCES, ENOENT, ENOTDIR
 
+from containerkit import jsontext
 from containerkit._native import constants as k
-from containerkit.oci import jsontext, kernel
+from containerkit.oci import kernel
 from containerkit.oci.errors import RuntimeFailure, StepError, strerror
 from containerkit.oci.tape import ARGV, ENVP, Tape
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from containerkit.oci import cgroups, jsontext, store
+from containerkit import jsontext
+from containerkit.oci import cgroups, store
 from containerkit.oci.errors import RuntimeFailure
 
 TYPE_CHECKING = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from containerkit.oci import jsontext
+from containerkit import jsontext
 from containerkit.oci.errors import RuntimeFailure, strerror
 
 __all__ = ["Log", "timestamp"]

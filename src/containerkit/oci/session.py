@@ -150,7 +150,8 @@ class Partner:
 
         Source: OCI runtime-spec, config-linux.md, "The Container Process State".
         """
-        from containerkit.oci import console, jsontext
+        from containerkit import jsontext
+        from containerkit.oci import console
 
         profile = self.config.linux.seccomp or {}
         message = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from containerkit.oci import jsontext
+from containerkit import jsontext
 from containerkit.oci.errors import RuntimeFailure, strerror
 from containerkit.oci.main import SPEC_VERSION
 

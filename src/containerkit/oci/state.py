@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from containerkit.oci import jsontext, store
+from containerkit import jsontext
+from containerkit.oci import store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

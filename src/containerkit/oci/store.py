@@ -16,7 +16,7 @@ import os
 from errno import EEXIST
 from stat import S_ISDIR
 
-from containerkit.oci import jsontext
+from containerkit import jsontext
 from containerkit.oci.errors import RuntimeFailure, strerror
 
 TYPE_CHECKING = False

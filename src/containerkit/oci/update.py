@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from containerkit.oci import jsontext, limits, store
+from containerkit import jsontext
+from containerkit.oci import limits, store
 from containerkit.oci.cgroups import Groups, hierarchies
 from containerkit.oci.errors import RuntimeFailure, strerror
 from containerkit.oci.resources import Resources

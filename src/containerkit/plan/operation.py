@@ -11,8 +11,8 @@ Building a plan makes no system call. :meth:`Plan.encode` compiles it once to th
 from __future__ import annotations
 
 import os
+from _thread import RLock
 from struct import pack
-from threading import RLock
 
 from containerkit._native import constants as k
 from containerkit.typed import NamedTuple

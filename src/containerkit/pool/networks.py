@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final
 
 from containerkit._linux.privileges import is_privileged
 from containerkit._native import calls
 from containerkit._native import constants as k
+from containerkit.descriptors import Closing
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
 from containerkit.namespace import Kind, Namespace
 from containerkit.pool.background import Supply
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["NetworkPool"]
 
@@ -22,7 +20,7 @@ _LOOPBACK: Final = b"lo".ljust(16, b"\0") + (0x41).to_bytes(2, "little") + bytes
 _SIOCSIFFLAGS: Final = 0x8914
 
 
-class NetworkPool:
+class NetworkPool(Closing):
     """Keeps empty network namespaces ready, with their loopback up, and fills itself up in the background.
 
     ::
@@ -75,14 +73,6 @@ class NetworkPool:
     def close(self) -> None:
         """Release all ready namespaces and end the thread. May be called twice, and has no effect in a forked child."""
         self._supply.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __len__(self) -> int:
         return len(self._supply)

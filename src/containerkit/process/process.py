@@ -6,8 +6,8 @@ import os
 import select
 import signal
 import struct
-import threading
 import time
+from _thread import allocate_lock
 from errno import ECHILD, EINTR
 
 from containerkit import _native
@@ -71,7 +71,7 @@ class Process(Generic[AnyStr]):
         self._report = report
         self._reported: list[bytes] = []
         self._owner = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._watchers: set[object] = set()
         self._finish = finish
         self._kill_tree = kill_tree

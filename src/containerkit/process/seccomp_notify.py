@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from containerkit.errors import SpecError
 
 TYPE_CHECKING = False
@@ -29,6 +27,7 @@ class Supervision:
 
     def __init__(self, handler: Callable[[Any], Any]) -> None:
         import socket
+        import threading
 
         self._handler = handler
         self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

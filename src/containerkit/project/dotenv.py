@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from containerkit.errors import SpecError
-from containerkit.project.template import substitute
+from containerkit.project.interpolation import substitute
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,10 +13,10 @@ import attrs
 
 from containerkit.errors import SpecError
 from containerkit.project.dotenv import read_dotenv
+from containerkit.project.interpolation import interpolated, substitute
 from containerkit.project.merge import merged, merged_service, without_marks
 from containerkit.project.schema import MODEL, absolute
 from containerkit.project.shapes import Place, fields
-from containerkit.project.template import interpolated, substitute
 from containerkit.project.yaml12 import parse_yaml
 
 if TYPE_CHECKING:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
+    from typing import TypeAlias
 
-    Pairs = Mapping[str, str | int | float | bool | None] | Sequence[str]
-    Keys = Mapping[str, object] | None
-    Many = Sequence[str | Mapping[str, object]]
+    from containerkit.options import ListOf
+
+    Pairs: TypeAlias = "Mapping[str, str | int | float | bool | None] | ListOf[str]"
+    Keys: TypeAlias = "Mapping[str, object] | None"
+    Many: TypeAlias = "ListOf[str | Mapping[str, object]]"
 
 __all__ = ["ServiceOptions"]
 
@@ -21,11 +24,11 @@ class ServiceOptions(TypedDict, total=False):
     attach: bool
     blkio_config: Mapping[str, object]
     build: str | Mapping[str, object]
-    cap_add: Sequence[str]
-    cap_drop: Sequence[str]
+    cap_add: ListOf[str]
+    cap_drop: ListOf[str]
     cgroup: str
     cgroup_parent: str
-    command: str | Sequence[str] | None
+    command: str | ListOf[str] | None
     configs: Many
     container_name: str
     cpu_count: int
@@ -38,51 +41,51 @@ class ServiceOptions(TypedDict, total=False):
     cpus: float
     cpuset: str
     credential_spec: Mapping[str, str]
-    depends_on: Sequence[str] | Mapping[str, Mapping[str, object]]
+    depends_on: ListOf[str] | Mapping[str, Mapping[str, object]]
     deploy: Mapping[str, object]
     develop: Mapping[str, object]
-    device_cgroup_rules: Sequence[str]
+    device_cgroup_rules: ListOf[str]
     devices: Many
-    dns: str | Sequence[str]
-    dns_opt: Sequence[str]
-    dns_search: str | Sequence[str]
+    dns: str | ListOf[str]
+    dns_opt: ListOf[str]
+    dns_search: str | ListOf[str]
     domainname: str
-    entrypoint: str | Sequence[str] | None
+    entrypoint: str | ListOf[str] | None
     env_file: str | Many
     environment: Pairs
-    expose: Sequence[str | int]
-    external_links: Sequence[str]
-    extra_hosts: Mapping[str, str | Sequence[str]] | Sequence[str]
-    gpus: str | Sequence[Mapping[str, object]]
-    group_add: Sequence[str | int]
+    expose: ListOf[str | int]
+    external_links: ListOf[str]
+    extra_hosts: Mapping[str, str | ListOf[str]] | ListOf[str]
+    gpus: str | ListOf[Mapping[str, object]]
+    group_add: ListOf[str | int]
     healthcheck: Mapping[str, object]
     hostname: str
     image: str
     init: bool
     ipc: str
     isolation: str
-    label_file: str | Sequence[str]
+    label_file: str | ListOf[str]
     labels: Pairs
-    links: Sequence[str]
+    links: ListOf[str]
     logging: Mapping[str, object]
     mac_address: str
     mem_limit: int | str
     mem_reservation: int | str
     mem_swappiness: int
     memswap_limit: int | str
-    models: Sequence[str] | Mapping[str, object]
+    models: ListOf[str] | Mapping[str, object]
     network_mode: str
-    networks: Sequence[str] | Mapping[str, object]
+    networks: ListOf[str] | Mapping[str, object]
     oom_kill_disable: bool
     oom_score_adj: int
     pid: str
     pids_limit: int
     platform: str
-    ports: Sequence[str | int | Mapping[str, object]]
-    post_start: Sequence[Mapping[str, object]]
-    pre_stop: Sequence[Mapping[str, object]]
+    ports: ListOf[str | int | Mapping[str, object]]
+    post_start: ListOf[Mapping[str, object]]
+    pre_stop: ListOf[Mapping[str, object]]
     privileged: bool
-    profiles: Sequence[str]
+    profiles: ListOf[str]
     provider: Mapping[str, object]
     pull_policy: str
     pull_refresh_after: str
@@ -91,14 +94,14 @@ class ServiceOptions(TypedDict, total=False):
     runtime: str
     scale: int
     secrets: Many
-    security_opt: Sequence[str]
+    security_opt: ListOf[str]
     shm_size: int | str
     stdin_open: bool
     stop_grace_period: str
     stop_signal: str | int
     storage_opt: Mapping[str, object]
     sysctls: Pairs
-    tmpfs: str | Sequence[str]
+    tmpfs: str | ListOf[str]
     tty: bool
     ulimits: Mapping[str, object]
     use_api_socket: bool
@@ -106,5 +109,5 @@ class ServiceOptions(TypedDict, total=False):
     userns_mode: str
     uts: str
     volumes: Many
-    volumes_from: Sequence[str]
+    volumes_from: ListOf[str]
     working_dir: str

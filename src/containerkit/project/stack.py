@@ -370,7 +370,7 @@ class Stack(Waiting):
             plan: the plan.
             grace_s: the time for each container to end by itself, in seconds (default: the services' own).
             keep: keep the containers of stopped services (default False).
-            fresh: services whose kept containers are not used again.
+            fresh: services that get new containers, even if they have kept ones.
 
         Raises:
             ContainerError: the first failure. Steps that depend on it were not begun.

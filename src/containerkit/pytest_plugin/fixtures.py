@@ -11,10 +11,12 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Unpack
 
     from containerkit.container.lifecycle import Container
     from containerkit.image import Image
     from containerkit.network import LiveNetwork
+    from containerkit.options import ContainerOptions
     from containerkit.project import Project
     from containerkit.project.stack import Stack
     from containerkit.spec.rootfs import RootFS
@@ -35,7 +37,7 @@ def container_factory() -> Iterator[Callable[..., Container]]:
 
     with ExitStack() as stack:
 
-        def start(rootfs: RootFS | None = None, **options: Any) -> Container:
+        def start(rootfs: RootFS | None = None, **options: Unpack[ContainerOptions]) -> Container:
             return stack.enter_context(Container(rootfs, **options))
 
         yield start

@@ -238,7 +238,7 @@ def before_setuid(
         last_cap: the number in /proc/sys/kernel/cap_last_cap. Capabilities unknown to this module are dropped too.
         keep: whether to keep the permitted set across a change to a user other than root. Permitted capabilities imply
             it.
-        available: the capabilities of the process if they are not all: outside a new user namespace.
+        available: the capabilities of the process (default: all, as in a new user namespace).
 
     Raises:
         UnsupportedError: the kernel does not know a capability, or the process does not have it.

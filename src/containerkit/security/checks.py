@@ -22,6 +22,8 @@ Kind = TypeVar("Kind")
 def _values(values: Iterable[object], what: str) -> tuple[object, ...]:
     if isinstance(values, (str, bytes)):
         raise SpecError(f"{what}: pass several values in a list: [{values!r}]")
+    if isinstance(values, dict):
+        raise SpecError(f"{what}: {values!r} is not a list")
     try:
         return tuple(values)
     except TypeError:

@@ -10,15 +10,13 @@ from errno import EINPROGRESS, EINVAL, ENOENT, EPERM
 from fcntl import ioctl
 from select import POLLHUP, POLLIN, poll
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
+from containerkit.descriptors import Closing
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.security.checks import check_bool, check_number
-
-if TYPE_CHECKING:
-    from typing import Self
 
 __all__ = ["CONTINUE", "Continue", "Fail", "Inject", "Listener", "Reply", "Return", "SyscallRequest"]
 
@@ -182,7 +180,7 @@ class SyscallRequest:
         return SetupError("read", error.errno or EPERM, f"memory of process {self.pid}", hint)
 
 
-class Listener:
+class Listener(Closing):
     """The owner of a listener's descriptor.
 
     Args:
@@ -198,12 +196,6 @@ class Listener:
 
     def __repr__(self) -> str:
         return f"<seccomp listener, {'closed' if self._descriptor < 0 else f'fd {self._descriptor}'}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def fileno(self) -> int:
         """Return the descriptor.

@@ -14,6 +14,7 @@ The listener must be sent before the program makes a call: :func:`containerkit.s
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from errno import ENOSYS
 from typing import TYPE_CHECKING, Final
 
@@ -74,11 +75,11 @@ def record(descriptor: int, machine: str) -> Counter[str]:
     return recorder.calls
 
 
-def profile(names: ListOf[str], *, log: bool = False) -> Seccomp:
+def profile(names: ListOf[str] | Mapping[str, int], *, log: bool = False) -> Seccomp:
     """Return a filter that allows only some calls, and what every program needs.
 
     Args:
-        names: names as in the result of :func:`record`. With calls of another architecture, the filter accepts that
+        names: the names, or the result of :func:`record`. With calls of another architecture, the filter accepts that
             architecture too. Numbers without a name (``syscall_N``) are left out: they fail with ``ENOSYS``.
         log: whether the kernel logs and allows the other calls, to check that the recording is complete.
 
@@ -88,7 +89,7 @@ def profile(names: ListOf[str], *, log: bool = False) -> Seccomp:
     allowed: set[str] = set(ALWAYS)
     architectures: set[str] = set()
     check_bool(log, "log")
-    for each in strings(names, "system calls"):
+    for each in strings(list(names) if isinstance(names, Mapping) else names, "system calls"):
         architecture, colon, name = each.rpartition(":")
         if colon:
             architectures.add(architecture)

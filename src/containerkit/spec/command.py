@@ -209,11 +209,12 @@ def _descriptors(value: ListOf[int]) -> tuple[int, ...]:
 
 def _argv(value: ListOf[Word]) -> tuple[bytes, ...]:
     try:
-        given = tuple(value) if not isinstance(value, (str, bytes)) else None
+        given = tuple(value) if not isinstance(value, (str, bytes, dict)) else None
     except TypeError:
         given = None
     if given is None:
-        raise SpecError(f"command: must be a list of strings, not {value!r}; for a shell pass ['sh', '-c', {value!r}]")
+        shell = f"; for a shell pass ['sh', '-c', {value!r}]" if isinstance(value, (str, bytes)) else ""
+        raise SpecError(f"command: must be a list of strings, not {value!r}{shell}")
     try:
         words = tuple(map(os.fsencode, given))
         if b"\0" in b"".join(words):

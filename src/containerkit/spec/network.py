@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
+    from containerkit.network import LiveNetwork
+    from containerkit.network.kept import Kept
     from containerkit.options import ListOf
 
 __all__ = [
@@ -124,8 +126,8 @@ class Network:
         if self.mtu is not None:
             number(self.mtu, "mtu", _LEAST_MTU, _LARGEST_MTU)
 
-    def open(self) -> Any:
-        """Create the network. Return it as a :class:`containerkit.network.LiveNetwork`.
+    def open(self) -> LiveNetwork:
+        """Create the network and return it.
 
         Raises:
             UnsupportedError: this host lacks something that the network needs.
@@ -134,7 +136,8 @@ class Network:
         Side effects: a network namespace with a bridge exists until its ``close()`` or the end of this process, even if
         it is killed. For root the host also gets a link, routes and a table of packet filters, for the same time.
         """
-        return late.load(late.NETWORK).open_network(self)
+        live: LiveNetwork = late.load(late.NETWORK).open_network(self)
+        return live
 
 
 def _rate(value: int | str | None) -> int | None:
@@ -206,7 +209,7 @@ class Attach:
         SpecError: a value is invalid.
     """
 
-    network: Any
+    network: Network | LiveNetwork | Kept | Literal["internet"]
     aliases: tuple[str, ...] = attrs.field(default=(), converter=_aliases, kw_only=True)
     addresses: tuple[str, ...] = attrs.field(default=(), converter=_addresses, kw_only=True)
     mac: str | None = attrs.field(default=None, converter=_mac, kw_only=True)
@@ -235,9 +238,9 @@ def is_network(value: object) -> bool:
     return isinstance(value, Network) or hasattr(value, "containerkit_network")
 
 
-def _servers(values: Any) -> Any:
+def _servers(values: Literal["host"] | ListOf[str]) -> Literal["host"] | tuple[str, ...]:
     if values == "host":
-        return values
+        return "host"
     return tuple(address(value, "dns servers") for value in sequence(values, "dns servers"))
 
 
@@ -275,6 +278,23 @@ def _parent(value: str) -> str:
     return _device(value, "macvlan: parent")
 
 
+def _interface(value: object) -> str:
+    text = value if isinstance(value, str) else ""
+    base, slash, prefix = text.partition("/")
+    most = 128 if ":" in base else 32
+    if not slash or not prefix.isdecimal() or not 1 <= int(prefix) <= most:
+        raise SpecError(f"addresses: {value!r:.100} is not an address with a prefix, such as '192.0.2.9/24'")
+    return f"{address(base, 'addresses')}/{int(prefix)}"
+
+
+def _interfaces(values: ListOf[str]) -> tuple[str, ...]:
+    return tuple(map(_interface, sequence(values, "macvlan: addresses")))
+
+
+def _gateways(values: ListOf[str]) -> tuple[str, ...]:
+    return tuple(address(value, "macvlan: gateway") for value in sequence(values, "macvlan: gateway"))
+
+
 @attrs.frozen
 class Macvlan:
     """An interface of the container directly on one of the host's networks.
@@ -292,8 +312,8 @@ class Macvlan:
     """
 
     parent: str = attrs.field(converter=_parent)
-    addresses: tuple[str, ...] = attrs.field(default=(), kw_only=True)
-    gateway: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+    addresses: tuple[str, ...] = attrs.field(default=(), converter=_interfaces, kw_only=True)
+    gateway: tuple[str, ...] = attrs.field(default=(), converter=_gateways, kw_only=True)
     mode: Literal["bridge", "private", "vepa", "passthru"] = attrs.field(default="bridge", kw_only=True)
     mac: str | None = attrs.field(default=None, converter=_mac, kw_only=True)
     mtu: int | None = attrs.field(default=None, kw_only=True)
@@ -301,20 +321,8 @@ class Macvlan:
     def __attrs_post_init__(self) -> None:
         if self.mode not in ("bridge", "private", "vepa", "passthru"):
             raise SpecError(f"macvlan: the mode {self.mode!r:.100} is not bridge, private, vepa or passthru")
-        object.__setattr__(self, "addresses", tuple(map(_interface, sequence(self.addresses, "macvlan: addresses"))))
-        gateways = tuple(address(value, "macvlan: gateway") for value in sequence(self.gateway, "macvlan: gateway"))
-        object.__setattr__(self, "gateway", gateways)
         if self.mtu is not None:
             number(self.mtu, "mtu", 68, _LARGEST_MTU)
-
-
-def _interface(value: object) -> str:
-    text = value if isinstance(value, str) else ""
-    base, slash, prefix = text.partition("/")
-    most = 128 if ":" in base else 32
-    if not slash or not prefix.isdecimal() or not 1 <= int(prefix) <= most:
-        raise SpecError(f"addresses: {value!r:.100} is not an address with a prefix, such as '192.0.2.9/24'")
-    return f"{address(base, 'addresses')}/{int(prefix)}"
 
 
 def _plugins(values: ListOf[str]) -> tuple[str, ...]:

@@ -39,9 +39,9 @@ def sequence(values: Any, what: str) -> tuple[Any, ...]:
     """Return the values of a list, tuple or other iterable as a tuple.
 
     Raises:
-        SpecError: the value is not iterable, or is a string.
+        SpecError: the value is not iterable, or is a string or a mapping.
     """
-    if not isinstance(values, (str, bytes)):
+    if not isinstance(values, (str, bytes, dict)):
         try:
             return tuple(values)
         except TypeError:

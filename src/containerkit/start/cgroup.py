@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from _thread import allocate_lock
 from errno import ENOMEM, ESRCH
 
@@ -41,7 +40,6 @@ __all__ = [
     "inputs",
     "joining",
     "joining_first",
-    "lift_memory_limit",
     "throttled_us",
 ]
 
@@ -94,7 +92,7 @@ class Membership:
         self._shared: CGroup | None = None
         self._leaves: list[CGroup] = []
         self._used: list[tuple[CGroup, int]] = []
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
     @property
     def group(self) -> CGroup:
@@ -135,6 +133,22 @@ class Membership:
         for part in group.parts:
             if shown & (part.names or {""}):
                 delegate(part, uid, gid)
+
+    def inputs(self) -> dict[str, int]:
+        """Return the slots by which the first process joins the group."""
+        return inputs(self.group)
+
+    def lift_memory_limit(self, joins: Joining) -> None:
+        """Remove the memory limit of the new group until its first process sets it.
+
+        Raises:
+            SetupError: the kernel refused it.
+        """
+        if joins.limit and self.group.unified is not None:
+            try:
+                self.group.unified.write("memory.max", b"max")
+            except OSError as error:
+                raise SetupError("write", error.errno or 0, f"max to {self.group.path}/memory.max") from None
 
     def check_started(self) -> None:
         """Check whether the kernel killed the starting process because it exceeded the memory limit.
@@ -336,19 +350,6 @@ def joining_first(group: CGroup) -> Joining:
     unified = group.unified
     most = (unified.read("memory.max") or "").strip() if unified is not None else ""
     return joining(group)._replace(limit=b"" if most in {"", "max"} else most.encode())
-
-
-def lift_memory_limit(group: CGroup, joins: Joining) -> None:
-    """Remove the memory limit of a new group until its first process sets it.
-
-    Raises:
-        SetupError: the kernel refused it.
-    """
-    if joins.limit and group.unified is not None:
-        try:
-            group.unified.write("memory.max", b"max")
-        except OSError as error:
-            raise SetupError("write", error.errno or 0, f"max to {group.path}/memory.max") from None
 
 
 def inputs(group: CGroup | None) -> dict[str, int]:

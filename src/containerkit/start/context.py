@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+from _thread import allocate_lock
 from errno import EINVAL, EPERM
 from functools import lru_cache
 
@@ -17,8 +17,6 @@ from containerkit.process.process import kill_and_reap
 from containerkit.security.confinement import PROC
 from containerkit.spec import rootfs
 from containerkit.spec.idmap import IdMapping, mapping_text
-from containerkit.start.cgroup import Membership, inputs, joining_first, lift_memory_limit
-from containerkit.start.devices import device_nodes
 from containerkit.start.id_ranges import RANGE, IdRange, lease
 from containerkit.start.staging import Mappings, Staging, staging
 from containerkit.typed import TypeVar
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
     from containerkit.spec.container import Spec
     from containerkit.spec.mount import Mount
     from containerkit.spec.rootfs import RootFS
+    from containerkit.start.cgroup import Membership
     from containerkit.start.fuse_overlayfs import FuseUnion
 
 __all__ = ["StartContext", "own_pidfd", "programs", "sealed_init", "sources"]
@@ -50,7 +49,7 @@ class Programs:
 
     def __init__(self) -> None:
         self.kept: dict[Any, Program] = {}
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
 
     def get(self, key: Any, make: Callable[[], Program]) -> Program:
         program = self.kept.get(key)  # needs no lock, and hashes the description once
@@ -66,13 +65,7 @@ class Programs:
 programs = Programs()
 _owners: dict[int, int] = {}
 _slots: dict[int, dict[str, int]] = {}
-
-
-def _after_fork() -> None:
-    programs.lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=lambda: setattr(programs, "lock", allocate_lock()))
 
 
 def _checked(operation: str, call: Callable[[], int]) -> int:
@@ -191,6 +184,8 @@ class StartContext:
         if self.spec.joins:
             self.joined = {kind.value: handle for kind, handle in self.spec.namespaces.open().items()}
         if self.spec.limits is not None:
+            from containerkit.start.cgroup import Membership, joining_first
+
             self.membership = Membership()
             self.membership.create(self.spec.limits)
             root = self.outside(0), self._outside(self.mappings[1], 0)
@@ -210,13 +205,14 @@ class StartContext:
     def sockets(self) -> dict[str, int]:
         """Return the slots of listening sockets that commands inherit."""
         found: dict[int, int] = getattr(self.joined.get("network"), "sockets", {})
-        return {socket_slot(number).name: fd for number, fd in found.items()}
+        return {socket_slot(number).name: fd for number, fd in found.items()} if found else {}
 
     def inputs(self) -> dict[str, int]:
         """Return the inputs of the plan from this context."""
         joined = {JOIN_PREFIX + kind: handle.fileno() for kind, handle in self.joined.items()}
-        groups = inputs(self.membership.group) if self.membership is not None else {}
-        inherited = {**self.staging.slots, **joined, **groups, **_own_slots(), **self.sockets()}
+        inherited = {**self.staging.slots, **joined, **_own_slots(), **self.sockets()}
+        if self.membership is not None:
+            inherited |= self.membership.inputs()
         return inherited if self.union is None else {**inherited, **self.union.inputs()}
 
     def blocks(self) -> dict[str, bytes]:
@@ -285,7 +281,7 @@ class StartContext:
         """
         while True:
             if self.membership is not None:
-                lift_memory_limit(self.membership.group, self.host.joins)
+                self.membership.lift_memory_limit(self.host.joins)
             try:
                 return begin(self._program(mode), self.inputs(), self.blocks())
             except SetupError as error:
@@ -479,6 +475,8 @@ def _within(mapping: IdMapping, granted: tuple[IdMapping, ...]) -> IdMapping:
 def _device_nodes(spec: Spec, stage: Staging, *, sets_groups: bool) -> tuple[Node | None, ...]:
     if not any(mount.options for mount in spec.mounts):
         return ()
+    from containerkit.start.devices import device_nodes
+
     return device_nodes(spec, privileged=stage.privileged, keeps_groups=not sets_groups)
 
 

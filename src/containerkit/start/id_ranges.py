@@ -8,7 +8,7 @@ maps only its own id, or the ranges that /etc/subuid grants, by newuidmap(1) and
 from __future__ import annotations
 
 import os
-import threading
+from _thread import allocate_lock
 from errno import EAGAIN, EPERM
 
 from containerkit._linux.privileges import FIRST_BASE, RANGE, has_ids_to_spare, maps_range
@@ -98,7 +98,7 @@ class _Granted:
     """The ranges that the administrator granted. Each has its own locks while it is in use."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
         self.files: tuple[tuple[int, ...], ...] | None = None
         self.ranges: tuple[tuple[int, int], ...] = ()
         self.used: set[tuple[int, int]] = set()
@@ -135,6 +135,8 @@ class _Granted:
         if now == self.files:
             return
         self.files, self.ranges = now, ()
+        if () in now or any(size == 0 for _, _, size in now):
+            return  # nothing is granted to anyone, so the users are not looked up
         for name in _GRANTEES:
             uids, gids = (_of_names(path, _names(name)) for path in (_SUBUID, _SUBGID))
             found = tuple(zip(_split(uids, "uid_map"), _split(gids, "gid_map"), strict=False))
@@ -168,7 +170,7 @@ class _Ranges:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
         self.free: list[int] = []
         self.locks: list[int] = []
         self.granted = _Granted()
@@ -308,4 +310,4 @@ def _of_names(path: str, names: frozenset[str]) -> tuple[tuple[int, int], ...]:
 _SUBUID, _SUBGID = "/etc/subuid", "/etc/subgid"
 
 
-_making = threading.Lock()
+_making = allocate_lock()

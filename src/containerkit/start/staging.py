@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import threading
+from _thread import allocate_lock
 from errno import EACCES, ECANCELED, EPERM
 from functools import partial
 
@@ -109,7 +109,7 @@ class _Keeper:
     """Keeps one staging namespace with the host's skeleton and one without, as long as they are up to date."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
         self.kept: dict[bool, tuple[tuple[int, ...], Staging]] = {}
         self.mounts: int = -1
 
@@ -136,7 +136,7 @@ class _Keeper:
 
 
 _keeper = _Keeper()
-os.register_at_fork(after_in_child=lambda: setattr(_keeper, "lock", threading.Lock()))
+os.register_at_fork(after_in_child=lambda: setattr(_keeper, "lock", allocate_lock()))
 
 
 def staging(*, host: bool) -> Staging:

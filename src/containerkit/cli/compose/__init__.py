@@ -39,7 +39,7 @@ def define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="NAME", **_LISTS, help="an active profile; repeatable")
     parser.add_argument("--env-file", metavar="FILE", **_LISTS, help="a file of variables (default: .env); repeatable")
     for name in ("--ansi", "--progress", "--parallel"):
-        parser.add_argument(name, metavar="WORD", help="accepted: there are neither colours nor bars")
+        parser.add_argument(name, metavar="WORD", help="accepted, without effect")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _define_looking(verbs)
     _define_life(verbs)
@@ -53,7 +53,7 @@ def _services(parser: argparse.ArgumentParser, what: str = "services (default: a
 
 def _define_looking(verbs: Any) -> None:
     config = _services(verbs.add_parser("config", aliases=["convert"], help="show the merged content of the files"))
-    config.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    config.add_argument("--format", choices=("yaml", "json"), default="yaml", help="the format (default: yaml)")
     config.add_argument("-q", "--quiet", action="store_true", help="only check the files")
     config.add_argument("-o", "--output", metavar="FILE", help="write it to a file")
     config.add_argument("--environment", action="store_true", help="show only the variables for the files")
@@ -61,7 +61,7 @@ def _define_looking(verbs: Any) -> None:
     for name in ("services", "volumes", "networks", "images", "profiles", "hash"):
         config.add_argument(f"--{name}", action="store_true", dest=f"only_{name}", help=f"show only the {name}")
     plan = _services(verbs.add_parser("plan", help="show the steps of 'up', without starting anything"))
-    plan.add_argument("--json", action="store_true")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     ps = _services(verbs.add_parser("ps", help="list the containers"))
     ps.add_argument("-q", "--quiet", action="store_true", help="print only their names")
     ps.add_argument("-a", "--all", action="store_true", help="also list containers that have ended")
@@ -74,7 +74,7 @@ def _define_looking(verbs: Any) -> None:
     logs = _services(verbs.add_parser("logs", help="show the output of the containers"))
     logs.add_argument("-f", "--follow", action="store_true", help="wait for more output")
     logs.add_argument("-n", "--tail", metavar="NUMBER", help="show at most so many lines, the latest (default: all)")
-    logs.add_argument("-t", "--timestamps", action="store_true")
+    logs.add_argument("-t", "--timestamps", action="store_true", help="show the time of each line")
     logs.add_argument(
         "--since",
         metavar="TIME",
@@ -84,22 +84,26 @@ def _define_looking(verbs: Any) -> None:
     logs.add_argument("--no-log-prefix", action="store_true", help="omit the containers' names")
     _services(verbs.add_parser("top", help="list the processes"))
     port = verbs.add_parser("port", help="show the address and port of the host for a published port of a service")
-    port.add_argument("service", metavar="SERVICE")
-    port.add_argument("port", metavar="PORT", type=int)
-    port.add_argument("--protocol", choices=("tcp", "udp"), default="tcp")
-    port.add_argument("--index", type=int, default=1, metavar="NUMBER")
+    port.add_argument("service", metavar="SERVICE", help="the service")
+    port.add_argument("port", metavar="PORT", type=int, help="a port of its containers")
+    port.add_argument("--protocol", choices=("tcp", "udp"), default="tcp", help="the protocol (default: tcp)")
+    port.add_argument(
+        "--index", type=int, default=1, metavar="NUMBER", help="which of its containers, from 1 on (default: 1)"
+    )
     volumes = _services(verbs.add_parser("volumes", help="list the named volumes of the services"))
     volumes.add_argument("-q", "--quiet", action="store_true", help="print only their names")
     version = verbs.add_parser("version", help="show the version")
     version.add_argument("--short", action="store_true", help="print only the number")
-    version.add_argument("-f", "--format", choices=("pretty", "json"), default="pretty")
+    version.add_argument(
+        "-f", "--format", choices=("pretty", "json"), default="pretty", help="the format (default: pretty)"
+    )
     listing = verbs.add_parser("ls", help="list the projects that are up")
-    listing.add_argument("-q", "--quiet", action="store_true")
+    listing.add_argument("-q", "--quiet", action="store_true", help="print only their names")
     listing.add_argument("-a", "--all", action="store_true", help="accepted: projects that are down are not recorded")
-    listing.add_argument("--format", choices=("table", "json"), default="table")
+    listing.add_argument("--format", choices=("table", "json"), default="table", help="the format (default: table)")
     images = _services(verbs.add_parser("images", help="list the images of the services"))
     images.add_argument("-q", "--quiet", action="store_true", help="print only their ids")
-    images.add_argument("--format", choices=("table", "json"), default="table")
+    images.add_argument("--format", choices=("table", "json"), default="table", help="the format (default: table)")
     _services(verbs.add_parser("wait", help="wait until containers have ended, and exit with the last status"))
 
 
@@ -112,11 +116,19 @@ def _define_up(verbs: Any) -> None:
         help="return when everything is up; a background process holds the project",
     )
     up.add_argument("--wait", action="store_true", help="with -d: return when everything is healthy")
-    up.add_argument("--wait-timeout", metavar="SECONDS", type=float, default=300.0)
+    up.add_argument(
+        "--wait-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=300.0,
+        help="how long --wait waits at most (default: 300)",
+    )
     up.add_argument("--build", action="store_true", help="build images even if they exist")
     up.add_argument("--no-build", action="store_true", help="do not build images; pull those that are missing")
     up.add_argument("--no-deps", action="store_true", help="do not start dependencies of the named services")
-    up.add_argument("--pull", choices=("missing", "always", "never"))
+    up.add_argument(
+        "--pull", choices=("missing", "always", "never"), help="when to pull images (default: as pull_policy says)"
+    )
     up.add_argument(
         "--scale", metavar="SERVICE=NUMBER", **_LISTS, help="set the number of containers of a service; repeatable"
     )
@@ -159,31 +171,37 @@ def _define_life(verbs: Any) -> None:
     down = _services(verbs.add_parser("down", help="stop everything, or services and their dependents"))
     down.add_argument("-v", "--volumes", action="store_true", help="also remove the named volumes")
     down.add_argument("--rmi", choices=("all", "local"), help="also remove the images: all, or those without a name")
-    down.add_argument("-t", "--timeout", metavar="SECONDS", type=float)
+    down.add_argument(
+        "-t", "--timeout", metavar="SECONDS", type=float, help="the time that each container has to end by itself"
+    )
     down.add_argument(
         "--remove-orphans", action="store_true", help="accepted: services that are not in the files are always stopped"
     )
     for name, what in (("restart", "stop services and start them again"), ("stop", "stop services")):
         ending = _services(verbs.add_parser(name, help=what))
-        ending.add_argument("-t", "--timeout", metavar="SECONDS", type=float)
+        ending.add_argument(
+            "-t", "--timeout", metavar="SECONDS", type=float, help="the time that each container has to end by itself"
+        )
     _services(verbs.add_parser("start", help="start services that were stopped"))
     _services(verbs.add_parser("pause", help="freeze all processes"))
     _services(verbs.add_parser("unpause", help="let frozen processes continue"))
-    rm = _services(verbs.add_parser("rm", help="forget containers that have ended"))
+    rm = _services(verbs.add_parser("rm", help="remove containers that have ended"))
     rm.add_argument("-f", "--force", action="store_true", help="accepted: there is no confirmation")
     rm.add_argument("-s", "--stop", action="store_true", help="stop running containers first")
     rm.add_argument("-v", "--volumes", action="store_true", help="accepted: anonymous volumes end with their container")
     kill = _services(verbs.add_parser("kill", help="send a signal"))
-    kill.add_argument("-s", "--signal", default="SIGKILL", metavar="NAME")
+    kill.add_argument("-s", "--signal", default="SIGKILL", metavar="NAME", help="the signal (default: SIGKILL)")
     scale = verbs.add_parser("scale", help="change the number of containers of services")
-    scale.add_argument("numbers", metavar="SERVICE=NUMBER", nargs="+")
+    scale.add_argument(
+        "numbers", metavar="SERVICE=NUMBER", nargs="+", help="a service and the number of its containers"
+    )
     build = _services(verbs.add_parser("build", help="build images"))
-    build.add_argument("--no-cache", action="store_true")
+    build.add_argument("--no-cache", action="store_true", help="repeat all steps")
     build.add_argument("--pull", action="store_true", help="always pull base images")
-    build.add_argument("--build-arg", metavar="NAME=VALUE", **_LISTS)
-    build.add_argument("-q", "--quiet", action="store_true")
+    build.add_argument("--build-arg", metavar="NAME=VALUE", **_LISTS, help="a value for ARG; repeatable")
+    build.add_argument("-q", "--quiet", action="store_true", help="do not show the steps and their output")
     pull = _services(verbs.add_parser("pull", help="fetch images"))
-    pull.add_argument("-q", "--quiet", action="store_true")
+    pull.add_argument("-q", "--quiet", action="store_true", help="do not show the progress")
     pull.add_argument("--ignore-buildable", action="store_true", help="omit images that can be built")
     watch = _services(verbs.add_parser("watch", help="update running containers when files change"))
     watch.add_argument(
@@ -194,32 +212,46 @@ def _define_life(verbs: Any) -> None:
 def _define_commands(verbs: Any) -> None:
     for name, what in (("exec", "run a command in a running container"), ("run", "run a command in a new container")):
         parser = verbs.add_parser(name, help=what)
-        parser.add_argument("-e", "--env", metavar="NAME[=VALUE]", **_LISTS)
-        parser.add_argument("-u", "--user", metavar="UID[:GID]")
-        parser.add_argument("-w", "--workdir", metavar="DIR")
+        parser.add_argument(
+            "-e", "--env", metavar="NAME[=VALUE]", **_LISTS, help="set a variable, or pass on the caller's; repeatable"
+        )
+        parser.add_argument("-u", "--user", metavar="UID[:GID]", help="the user: ids, or names that exist inside")
+        parser.add_argument("-w", "--workdir", metavar="DIR", help="the working directory")
         parser.add_argument(
             "-T", "--no-tty", action="store_true", help="no terminal, even if the caller's streams are one"
         )
         parser.add_argument("-i", "--interactive", action="store_true", help="accepted: standard input is passed on")
         parser.add_argument("-t", "--tty", action="store_true", help="accepted: where there is a terminal it is used")
         if name == "exec":
-            parser.add_argument("--index", type=int, default=1, metavar="NUMBER")
-            parser.add_argument("--privileged", action="store_true")
+            parser.add_argument(
+                "--index",
+                type=int,
+                default=1,
+                metavar="NUMBER",
+                help="which container of the service, from 1 on (default: 1)",
+            )
+            parser.add_argument(
+                "--privileged", action="store_true", help="with all capabilities, within the container's user namespace"
+            )
         else:
             _define_run(parser)
             parser.add_argument("--rm", action="store_true", help="accepted: it is always removed")
             parser.add_argument("--no-deps", action="store_true", help="do not start the dependencies of the service")
-            parser.add_argument("--entrypoint", metavar="PROGRAM")
-            parser.add_argument("-v", "--volume", metavar="SOURCE:TARGET", **_LISTS)
-        parser.add_argument("service", metavar="SERVICE")
-        parser.add_argument("command", metavar="COMMAND", nargs="...")
+            parser.add_argument("--entrypoint", metavar="PROGRAM", help="replace the entrypoint of the service")
+            parser.add_argument(
+                "-v", "--volume", metavar="SOURCE:TARGET", **_LISTS, help="a bind or a named volume; repeatable"
+            )
+        parser.add_argument("service", metavar="SERVICE", help="the service")
+        parser.add_argument("command", metavar="COMMAND", nargs="...", help="the command and its arguments")
     _define_cp(verbs)
 
 
 def _define_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="the container's name (default: a new one)")
     parser.add_argument("--build", action="store_true", help="build the image even if it exists")
-    parser.add_argument("--pull", choices=("missing", "always", "never"))
+    parser.add_argument(
+        "--pull", choices=("missing", "always", "never"), help="when to pull the image (default: as pull_policy says)"
+    )
     parser.add_argument("-l", "--label", metavar="NAME=VALUE", **_LISTS, help="a label; repeatable")
     parser.add_argument("--env-from-file", metavar="FILE", **_LISTS, help="a file of variables; repeatable")
     parser.add_argument("--cap-add", metavar="NAME", **_LISTS, help="a capability to add; repeatable")
@@ -233,9 +265,11 @@ def _define_run(parser: argparse.ArgumentParser) -> None:
 
 def _define_cp(verbs: Any) -> None:
     cp = verbs.add_parser("cp", help="copy files into or out of a running container")
-    cp.add_argument("--index", type=int, default=1, metavar="NUMBER")
-    cp.add_argument("source", metavar="[SERVICE:]PATH")
-    cp.add_argument("target", metavar="[SERVICE:]PATH")
+    cp.add_argument(
+        "--index", type=int, default=1, metavar="NUMBER", help="which container of the service, from 1 on (default: 1)"
+    )
+    cp.add_argument("source", metavar="[SERVICE:]PATH", help="what is copied")
+    cp.add_argument("target", metavar="[SERVICE:]PATH", help="where it is copied to")
 
 
 def main(options: argparse.Namespace) -> int:

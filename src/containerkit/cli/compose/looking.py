@@ -101,15 +101,11 @@ def _ps(options: argparse.Namespace) -> int:
     elif options.quiet:
         for row in rows:
             show(row["Name"])
-    elif options.format == "json":
-        for row in rows:
-            show(json.dumps(row))
     elif options.format != "table":
-        from containerkit.cli.listing import check_template, formatted
+        from containerkit.cli.listing import listed
 
-        check_template(options.format)
-        for row in rows:
-            show(formatted(options.format, {**row, "Names": row["Name"], "Status": _status(row)}))
+        for line in listed(options.format, ({**row, "Names": row["Name"], "Status": _status(row)} for row in rows)):
+            show(line)
     else:
         head = ("NAME", "SERVICE", "STATUS", "PORTS", "COMMAND")
         width = None if options.no_trunc else 40

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 from containerkit.cli.commands import complain, printable
-from containerkit.errors import ContainerError, SpecError
+from containerkit.errors import ContainerError
 from containerkit.typed import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, Final
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
 
     from containerkit.detached.container import Detached
 
-__all__ = ["Verb", "check_template", "for_each", "formatted", "say", "say_safely", "table"]
+__all__ = ["Verb", "for_each", "formatted", "listed", "say", "say_safely", "table"]
 
 
 class Verb(NamedTuple):
@@ -69,42 +68,32 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-_FIELD: Final = r"\{\{\s*(json\s+)?((?:\.\w+)+|\.)\s*\}\}"
-
-
-def check_template(template: str) -> None:
-    """Refuse a template that contains anything but fields.
-
-    Raises:
-        SpecError: anything else in double braces.
-    """
-    if "{{" in template and "{{" in re.sub(_FIELD, "", template):
-        raise SpecError(
-            f"--format {template!r}: only fields are supported, such as {{{{.Name}}}} and {{{{json .State}}}}"
-        )
-
-
 def formatted(template: str, value: Any) -> str:
-    """Return a template of Docker's with its fields filled in: ``{{.State.Status}}``, ``{{json .Config}}``.
+    """Return a template of Docker's filled in from a value, see :class:`containerkit.cli.gotemplate.Template`.
 
     Raises:
-        SpecError: anything else in double braces, or an unknown field.
+        SpecError: the template is malformed, or there is no such field.
     """
-    import json
+    from containerkit.cli.gotemplate import Template
 
-    check_template(template)
+    return Template(template)(value)
 
-    def fill(found: re.Match[str]) -> str:
-        at = value
-        for name in found[2].split(".")[1:]:
-            if name == "":
-                break
-            if not isinstance(at, dict) or name not in at:
-                known = ", ".join(at) if isinstance(at, dict) else "none"
-                raise SpecError(f"--format: there is no field {found[2]!r}; the fields are {known}")
-            at = at[name]
-        if found[1] or isinstance(at, (dict, list)):
-            return json.dumps(at)
-        return str(at).lower() if isinstance(at, bool) else "" if at is None else str(at)
 
-    return re.sub(_FIELD, fill, template)
+def listed(template: str, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line for each row: by a template, as a table after ``table``, or as JSON for ``json``.
+
+    Raises:
+        SpecError: the template is malformed, or there is no such field.
+    """
+    from containerkit.cli.gotemplate import Template, titles
+
+    if template == "json":
+        template = "{{json .}}"
+    word, _, rest = template.replace(r"\t", "\t").partition(" ")
+    if word != "table" or not rest:
+        yield from map(Template(template), rows)
+        return
+    fill = Template(rest)
+    cells = [fill(row).split("\t") for row in (titles(), *rows)]
+    most = max(map(len, cells))
+    yield table([[*row, *[""] * (most - len(row))] for row in cells])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 
 from containerkit.cli import elsewhere
-from containerkit.cli.detached import Verb, formatted, say, say_safely, table
+from containerkit.cli.detached import Verb, formatted, listed, say, say_safely, table
+from containerkit.cli.plain import SUPPRESS
 from containerkit.container.lifecycle import Container
 from containerkit.detached.container import containers, find
 from containerkit.errors import ContainerError, SpecError, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -33,7 +34,9 @@ def _define_one(parser: argparse.ArgumentParser) -> None:
 
 def _define_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="+", metavar="CONTAINER", help="its name or id")
-    parser.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.State.Status}}; or json")
+    parser.add_argument(
+        "-f", "--format", metavar="TEMPLATE", help="a template of Go, such as {{.State.Status}}; or json"
+    )
     parser.add_argument("--type", choices=("container", "image", "volume", "network"), help="what it is (default: any)")
     parser.add_argument("-s", "--size", action="store_true", help="accepted: 'system df --verbose' shows sizes")
 
@@ -59,7 +62,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _define_top(parser: argparse.ArgumentParser) -> None:
     _define_one(parser)
-    parser.add_argument("columns", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("columns", nargs="*", help=SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -98,7 +101,9 @@ def _define_stats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="CONTAINER", help="its name or id (default: all running ones)")
     parser.add_argument("--no-stream", action="store_true", help="print once (default if stdout is not a terminal)")
     parser.add_argument("--json", action="store_true", help="print JSON, once")
-    parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.Name}} {{.CPUPerc}}, or json")
+    parser.add_argument(
+        "--format", metavar="TEMPLATE", help="a template of Go, such as {{.Name}} {{.CPUPerc}}, or json"
+    )
 
 
 def _stats(options: argparse.Namespace) -> int:
@@ -109,15 +114,14 @@ def _stats(options: argparse.Namespace) -> int:
         time.sleep(0.2 if once else 1.0)
         now = _measured(chosen, given=bool(options.names))
         rows = [_figures(one, now[one], before.get(one)) for one in chosen if one in now]
-        if options.json or options.format == "json":
+        if options.json:
             import json
 
             say(json.dumps(rows, indent=2))
             return 0
         if options.format not in (None, "table"):
-            for row in rows:
-                fields = {_DOCKERS.get(name, name): value for name, value in row.items()}
-                say(formatted(options.format, {**fields, "Container": row["id"]}))
+            for line in listed(options.format, map(_docker_fields, rows)):
+                say(line)
             return 0
         titles = ["ID", "NAME", "CPU%", "MEMORY", "LIMIT", "PIDS"]
         text = table([titles, *[[str(row[title.lower()]) for title in titles] for row in rows]])
@@ -128,9 +132,15 @@ def _stats(options: argparse.Namespace) -> int:
         before = now
 
 
-_DOCKERS = {
-    "id": "ID", "name": "Name", "cpu%": "CPUPerc", "memory": "MemUsage", "limit": "MemLimit", "pids": "PIDs",
-}  # fmt: skip
+def _docker_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a container's usage for templates, with Docker's names."""
+    used, most = row["memory"], row["limit"]
+    share = f"{used / most * 100:.2f}%" if isinstance(used, int) and isinstance(most, int) else "--"
+    return {
+        "ID": row["id"], "Container": row["id"], "Name": row["name"],
+        "CPUPerc": row["cpu%"] if row["cpu%"] == "-" else f"{row['cpu%']}%",
+        "MemUsage": used, "MemLimit": most, "MemPerc": share, "PIDs": row["pids"],
+    }  # fmt: skip
 
 
 def _measured(chosen: list[Detached], *, given: bool) -> dict[Detached, tuple[float, Stats]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from containerkit.cli import arguments, docker
+from containerkit.cli import docker
 from containerkit.cli.commands import complain
 from containerkit.cli.detached import Verb, for_each, say
 from containerkit.detached.container import containers, find
@@ -39,6 +39,8 @@ def _define_stop(parser: argparse.ArgumentParser) -> None:
 def _grace(options: argparse.Namespace) -> float | None:
     if options.time is None:
         return None
+    from containerkit.cli import arguments
+
     seconds = float(arguments.number("--time", options.time, float))
     if not 0 <= seconds < 2**31:
         raise SpecError(f"--time: {options.time!r} is not a number of seconds")
@@ -147,6 +149,8 @@ def _define_update(parser: argparse.ArgumentParser) -> None:
 
 
 def _update(options: argparse.Namespace) -> int:
+    from containerkit.cli import arguments  # late: the other commands describe no container
+
     limits = arguments.limits(options).get("limits")
     if limits is None and options.restart is None:
         complain("update: nothing to change; pass --memory, --cpus, --pids or --restart")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 from contextlib import ExitStack
 
-from containerkit.cli import keeping, terminal, values
-from containerkit.cli.attend import Attendant, Relay
+from containerkit.cli.attend import Attendant
 from containerkit.cli.detached import Verb
+from containerkit.cli.plain import REMAINDER, SUPPRESS
 from containerkit.cli.signals import FORWARDED, Signals
 from containerkit.container.lifecycle import Container
 from containerkit.detached.view import View
@@ -18,6 +17,7 @@ from containerkit.spec.command import User, default_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from typing import Any, Final
 
 __all__ = ["exec"]
@@ -40,7 +40,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--workdir", "--cwd", metavar="DIR", dest="cwd", help="the working directory")
     parser.add_argument("-u", "--user", metavar="UID[:GID]", help="ids, or names that exist in the container")
     parser.add_argument("name", metavar="CONTAINER", help="its name or id; also one of the OCI command")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs=REMAINDER, metavar="COMMAND", help=SUPPRESS)
 
 
 def _main(options: argparse.Namespace) -> int:
@@ -51,9 +51,12 @@ def _main(options: argparse.Namespace) -> int:
         signals = stack.enter_context(Signals(FORWARDED | _ALSO_TAKEN if options.tty else FORWARDED))
         container = stack.enter_context(Container.attach(options.name))
         if isinstance(container, View):
-            container.note("exec_start", command=words)
+            container.note("exec_start", command=" ".join(words))
         fields = _fields(options, container)
         if options.tty:
+            from containerkit.cli import terminal
+            from containerkit.cli.relay import Relay
+
             process = container.popen(words, pty=terminal.size(), **fields)
             raw = stack.enter_context(terminal.RawMode(0))
             attendant: Attendant = Relay(process, signals, raw, None)
@@ -71,8 +74,12 @@ def _main(options: argparse.Namespace) -> int:
 def _fields(options: argparse.Namespace, container: Container) -> dict[str, Any]:
     fields: dict[str, Any] = {name: value for name in ("cwd", "user") if (value := getattr(options, name)) is not None}
     for path in reversed(options.env_file):
+        from containerkit.cli import keeping
+
         options.env = [*keeping.lines("--env-file", path), *options.env]
     if options.env or options.tty:
+        from containerkit.cli import values
+
         of_image: dict[str, Any] = dict(container.rootfs.defaults)
         base = {**default_environment(User()), **dict(of_image.get("env", ()))}
         if options.tty and "TERM" in os.environ:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import values
-from containerkit.cli.detached import Verb, check_template, formatted, say, say_safely
+from containerkit.cli.detached import Verb, listed, say, say_safely
 from containerkit.detached.container import find
 from containerkit.errors import SpecError
 
@@ -33,16 +33,15 @@ def _define_events(parser: argparse.ArgumentParser) -> None:
         default=[],
         help=f"{', '.join(_FILTERS)}; repeatable: any of the same name, all of different names",
     )
-    parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.Action}} {{.Actor.ID}}; or json")
+    parser.add_argument(
+        "--format", metavar="TEMPLATE", help="a template of Go, such as {{.Action}} {{.Actor.ID}}; or json"
+    )
 
 
 def _events(options: argparse.Namespace) -> int:
     from containerkit.detached import events as stream
     from containerkit.detached.logs import moment
 
-    template = options.format
-    if template not in (None, "json"):
-        check_template(template)
     wanted: dict[str, list[str]] = {}
     for text in options.filter:
         for name, value in values.pairs("--filter", [text]).items():
@@ -53,21 +52,24 @@ def _events(options: argparse.Namespace) -> int:
             wanted.setdefault(_FILTERS[name], []).append(value)
     since = time.time() if options.since is None else options.since
     follow = options.until is None or moment(options.until, "--until") > moment(time.time(), "now")
-    for event in stream.events(since=since, until=options.until, follow=follow):
-        if all(any(_fits(event, name, each) for each in some) for name, some in wanted.items()):
-            if template is None:
-                say_safely(_line(event))
-            else:
-                say(_templated(event, template))
+    chosen = (
+        event
+        for event in stream.events(since=since, until=options.until, follow=follow)
+        if all(any(_fits(event, name, each) for each in some) for name, some in wanted.items())
+    )
+    if options.format is None:
+        for event in chosen:
+            say_safely(_line(event))
+    else:
+        for line in listed(options.format, map(_fields, chosen)):
+            say(line)
     return 0
 
 
 def _fits(event: ContainerEvent, name: str, wanted: str) -> bool:
     if name == "container":
         return event.name == wanted or event.id.startswith(wanted)
-    if (
-        name == "action" and ":" in event.attributes.get("health", "") + wanted
-    ):  # such as the filter health_status: healthy
+    if name == "action" and ":" in wanted:  # such as health_status: healthy
         return wanted.replace(" ", "") == f"{event.action}:{event.attributes.get('health', '')}"
     return event.fits(name, wanted)
 
@@ -78,17 +80,14 @@ def _line(event: ContainerEvent) -> str:
     return f"{event.time} container {event.action} {event.id} ({told})"
 
 
-def _templated(event: ContainerEvent, template: str) -> str:
-    import json
-
+def _fields(event: ContainerEvent) -> dict[str, Any]:
     attributes = {"name": event.name, "image": event.image, **event.labels, **event.attributes}
-    value: dict[str, Any] = {
+    return {
         "Type": "container",
         "Action": event.action,
         "Actor": {"ID": event.id, "Attributes": {name: str(each) for name, each in attributes.items()}},
         "Time": event.time,
     }
-    return json.dumps(value) if template == "json" else formatted(template, value)
 
 
 def _define_port(parser: argparse.ArgumentParser) -> None:

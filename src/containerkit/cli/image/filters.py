@@ -70,5 +70,5 @@ def docker_fields(image: Image) -> dict[str, Any]:
         "Digest": str(image.digest),
         "CreatedAt": time_text(created),
         "Size": size_text(image.size_bytes),
-        "Labels": labels,
+        "Labels": ",".join(f"{name}={value}" for name, value in labels.items()),
     }

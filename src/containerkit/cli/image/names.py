@@ -41,7 +41,7 @@ def _define_list(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON")
     how.add_argument("-q", "--quiet", action="store_true", help="print only names and digests")
-    how.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.Repository}}:{{.Tag}}; or json")
+    how.add_argument("--format", metavar="TEMPLATE", help="a template of Go, such as {{.Repository}}:{{.Tag}}; or json")
     parser.add_argument(
         "-f",
         "--filter",
@@ -56,20 +56,19 @@ def _define_list(parser: argparse.ArgumentParser) -> None:
 
 def _list(options: argparse.Namespace) -> int:
     from containerkit.cli.image.filters import chosen, docker_fields
-    from containerkit.cli.listing import check_template, formatted
+    from containerkit.cli.listing import listed
 
     images = chosen(chosen_store(options), options.repository, options.filter)
     if options.quiet:
         for image in images:
             say(pinned(image))
-    elif options.json or options.format == "json":
+    elif options.json:
         print_json([_summary(image) for image in images])
     elif options.format in (None, "table"):
         table(("NAME", "DIGEST", "PLATFORM", "CREATED", "SIZE"), map(_row, images))
     else:
-        check_template(options.format)
-        for image in images:
-            say(formatted(options.format, docker_fields(image)))
+        for line in listed(options.format, map(docker_fields, images)):
+            say(line)
     return 0
 
 
@@ -113,7 +112,9 @@ def _define_inspect(parser: argparse.ArgumentParser) -> None:
     raw = parser.add_mutually_exclusive_group()
     raw.add_argument("--manifest", action="store_true", help="print only the manifest, unchanged")
     raw.add_argument("--config", action="store_true", help="print only the config, unchanged")
-    raw.add_argument("-f", "--format", metavar="TEMPLATE", help="fields only, such as {{.digest}} or {{json .config}}")
+    raw.add_argument(
+        "-f", "--format", metavar="TEMPLATE", help="a template of Go, such as {{.digest}} or {{json .config}}"
+    )
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -125,10 +126,10 @@ def _inspect(options: argparse.Namespace) -> int:
             sys.stdout.buffer.write(image.config.raw if options.config else image.manifest.raw)
         sys.stdout.flush()
     elif options.format is not None:
-        from containerkit.cli.listing import formatted
+        from containerkit.cli.listing import listed
 
-        for image in images:
-            say(formatted(options.format, described(image)))
+        for line in listed(options.format, map(described, images)):
+            say(line)
     else:
         print_json([described(image) for image in images])
     return 0
@@ -158,7 +159,7 @@ def described(image: Image) -> dict[str, Any]:
 def _define_history(parser: argparse.ArgumentParser) -> None:
     image_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--format", metavar="TEMPLATE", help="fields only, such as {{.CreatedBy}}; or json")
+    parser.add_argument("--format", metavar="TEMPLATE", help="a template of Go, such as {{.CreatedBy}}; or json")
     parser.add_argument("-q", "--quiet", action="store_true", help="print only the command of each step")
     parser.add_argument("--no-trunc", action="store_true", help="accepted: nothing is shortened")
 
@@ -166,17 +167,23 @@ def _define_history(parser: argparse.ArgumentParser) -> None:
 def _history(options: argparse.Namespace) -> int:
     image = find(options, options.image)
     sizes = _sizes(image)
-    if options.json or options.format == "json":
+    if options.json:
         print_json([{**entry.to_json(), "size_bytes": size} for entry, size in sizes])
     elif options.quiet:
         for entry, _ in sizes:
             say(one_line(entry.created_by))
     elif options.format is not None:
-        from containerkit.cli.listing import formatted
+        from containerkit.cli.listing import listed
 
-        for entry, size in sizes:
-            fields = {"CreatedAt": entry.created, "CreatedBy": one_line(entry.created_by), "Comment": entry.comment}
-            say(formatted(options.format, {**fields, "Size": size_text(size)}))
+        fields = (
+            {
+                "CreatedAt": entry.created, "CreatedBy": one_line(entry.created_by), "Comment": entry.comment,
+                "Size": size_text(size),
+            }
+            for entry, size in sizes
+        )  # fmt: skip
+        for line in listed(options.format, fields):
+            say(line)
     else:
         rows = ((time_text(entry.created), size_text(size), entry.created_by, entry.comment) for entry, size in sizes)
         table(("CREATED", "SIZE", "CREATED BY", "COMMENT"), rows)

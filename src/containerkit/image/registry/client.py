@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
+from containerkit.descriptors import Closing
 from containerkit.errors import ImageError, SpecError
 from containerkit.image import media
 from containerkit.image.digest import Digest
@@ -31,8 +32,6 @@ from containerkit.image.registry.transport import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import TracebackType
-    from typing import Self
 
     from urllib3 import BaseHTTPResponse
 
@@ -46,7 +45,7 @@ _NEXT: Final = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 _MOST_PAGES: Final = 10_000
 
 
-class Registry:
+class Registry(Closing):
     """One registry and the connections to it. Threads can share it.
 
     Args:
@@ -78,14 +77,6 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"Registry({self.name!r})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close all connections. May be called twice."""

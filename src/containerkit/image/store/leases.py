@@ -7,6 +7,7 @@ from errno import ENOSPC
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
+from containerkit.descriptors import Closing
 from containerkit.errors import SpecError
 from containerkit.image.digest import Digest
 from containerkit.image.store.locks import locked, opened, refused, try_lock
@@ -14,13 +15,11 @@ from containerkit.image.store.locks import locked, opened, refused, try_lock
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-    from types import TracebackType
-    from typing import Self
 
 __all__ = ["Lease", "leased"]
 
 
-class Lease:
+class Lease(Closing):
     """A claim on blobs and layers. It lasts until it is closed or its process ends.
 
     It is a locked file with one digest per line. The kernel releases the lock when the process ends, for any reason.
@@ -51,14 +50,6 @@ class Lease:
 
     def __repr__(self) -> str:
         return f"<Lease on {len(self._claimed)} digests: {'closed' if self._file < 0 else 'held'}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def claim(self, digests: Iterable[Digest]) -> None:
         """Claim more digests. Waits while a collection is running.

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 DOCUMENT = '{"a": [1, 2.5, true, null], "b": {"c": "\\u00e9"}}'
-READ = "from containerkit.oci import jsontext\nassert jsontext.loads(sys.argv[1]) == json.loads(sys.argv[1])\n"
+READ = "from containerkit import jsontext\nassert jsontext.loads(sys.argv[1]) == json.loads(sys.argv[1])\n"
 
 
 @pytest.mark.parametrize("error", [None, "AttributeError", "TypeError"])
@@ -20,7 +20,7 @@ def test_a_scanner_that_wants_other_settings_is_done_without(error):
 def test_the_scanner_gets_all_that_the_packages_own_decoder_has():
     import json.decoder
 
-    from containerkit.oci.jsontext import _Settings
+    from containerkit.jsontext import _Settings
 
     given = {
         name
