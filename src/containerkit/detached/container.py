@@ -434,7 +434,7 @@ class Detached(Known):
             pidfd = os.pidfd_open(pid)
             try:
                 # The pid of a former keeper may belong to another process by now.
-                if os.readlink(f"/proc/{pid}/fd/{LOCK}") == self.entry.file("lock"):
+                if os.readlink(f"/proc/{pid}/fd/{store.KEEPER_LOCK}") == self.entry.file("lock"):
                     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                     signal.pidfd_send_signal(pidfd, signal.SIGCONT)  # a stopped one would not take notice
                     return True

@@ -41,6 +41,9 @@ __all__ = ["Entry", "create", "entries", "find", "records_root", "state_root", "
 VERSION: Final = 1
 """The version of the records. Those of another version are refused."""
 
+KEEPER_LOCK: Final = 9
+"""The descriptor with which a keeper holds the lock; see keeper.c."""
+
 _NAMES: Final = ".names"
 """The directory with a symlink from each name to an id."""
 
