@@ -28,9 +28,10 @@ from containerkit.container.captured import ArgumentCache
 from containerkit.container.commands import Commands
 from containerkit.container.lifecycle import Container
 from containerkit.detached import health
-from containerkit.detached.description import Description, Keeping, Policy
+from containerkit.detached.description import Description
 from containerkit.detached.events import emit
 from containerkit.detached.logs import last_log
+from containerkit.detached.settings import Keeping, Policy
 from containerkit.detached.wiring import wired
 from containerkit.errors import ContainerError, SetupError, StateError, UnsupportedError
 from containerkit.process.process import DEVNULL, PIPE
