@@ -425,13 +425,11 @@ class Detached(Known):
 
     def _end_keeper(self, pid: int) -> bool:
         """Send SIGTERM to the keeper of this pid. Return False if that process holds no lock of the record."""
-        from containerkit.detached.begin import LOCK  # late, as in start()
-
         with suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
                 # The pid of a former keeper may belong to another process by now.
-                if os.readlink(f"/proc/{pid}/fd/{LOCK}") == self.entry.file("lock"):
+                if os.readlink(f"/proc/{pid}/fd/{store.KEEPER_LOCK}") == self.entry.file("lock"):
                     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                     signal.pidfd_send_signal(pidfd, signal.SIGCONT)  # a stopped one would not take notice
                     return True
