@@ -8,12 +8,9 @@ import signal
 import time
 from contextlib import contextmanager, suppress
 
-from containerkit.container.attached import group_at
 from containerkit.detached import store
-from containerkit.detached.description import Policy, signal_number
 from containerkit.detached.events import emit, identify
-from containerkit.detached.health import image_of
-from containerkit.detached.known import KEEPER_KILLED, NO_GROUP, Known
+from containerkit.detached.known import KEEPER_KILLED, NO_GROUP, Known, signal_number
 from containerkit.errors import SetupError, StateError
 from containerkit.values import asdict, evolve, fields_of
 
@@ -212,6 +209,7 @@ class Detached(Known):
             keeping = evolve(self.keeping, restart=restart)
             self.entry.write("config.json", {**self.entry.config, **asdict(keeping)})
             from containerkit.detached.begin import write_policy
+            from containerkit.detached.settings import Policy
 
             write_policy(self.entry, Policy.parse(restart), self.restarts)
             emit(self.entry, "update", restart=restart)
@@ -313,6 +311,7 @@ class Detached(Known):
         Raises:
             StateError: its root keeps no changes, or it is not running and its root was in memory.
         """
+        from containerkit.detached.health import image_of
         from containerkit.image import commit
 
         spec = self.description().spec
@@ -356,6 +355,8 @@ class Detached(Known):
         status, run, _ = self.looked_at()
         if status not in ("running", "paused"):
             raise StateError(f"{self!r}: it does not run")
+        from containerkit.container.attached import group_at  # late: most calls need no container of the library
+
         group = group_at(self.id, run["groups"])
         if group is None:
             raise StateError(f"{self!r}: {NO_GROUP}")
@@ -428,8 +429,6 @@ class Detached(Known):
 
     def _end_keeper(self, pid: int) -> bool:
         """Send SIGTERM to the keeper of this pid. Return False if that process holds no lock of the record."""
-        from containerkit.detached.begin import LOCK  # late, as in start()
-
         with suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
