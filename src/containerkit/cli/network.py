@@ -12,6 +12,7 @@ from containerkit.errors import ContainerError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
 __all__ = ["EPILOG", "define", "main"]
 
@@ -59,6 +60,19 @@ def define(parser: argparse.ArgumentParser) -> None:
         elsewhere.add(verb.prog.removeprefix("containerkit "), verb)
 
 
+def _answering(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the facts about networks, except those whose keepers do not answer, which is reported."""
+    from containerkit.network.kept import Kept
+
+    found = []
+    for name in names:
+        try:
+            found.append(_facts(name, Kept(name).inspect()))
+        except ContainerError as error:
+            complain(str(error))
+    return found
+
+
 def main(options: argparse.Namespace) -> int:
     """Run a verb. Return 0, or 125 if a network could not be removed.
 
@@ -76,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
         keeper.create(network)
         _say(options.name)
     elif options.verb in ("ls", "list"):
-        LISTING.show(options, [_facts(name, told) for name, told in keeper.known()])
+        LISTING.show(options, _answering(keeper.names()))
     elif options.verb == "inspect":
         return _inspect(options)
     elif options.verb == "prune":
