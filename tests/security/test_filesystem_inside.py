@@ -93,6 +93,17 @@ def test_masked_path_shows_nothing(path):
         assert attempt("read-file", path, masked_paths=()) in ("done", "EPERM", "EACCES")
 
 
+def test_masks_of_sys_cover_files_and_directories():
+    """They are attached after the old root is unmounted. One of these paths is nowhere."""
+    paths = ("/sys/kernel/mm", "/sys/kernel/uevent_seqnum", "/sys/kernel/no-such-path")
+    content = "ls -A /sys/kernel/mm; cat /sys/kernel/uevent_seqnum"
+    look = ["sh", "-c", f"{content}; grep -c ' /sys/' /proc/self/mountinfo"]
+    assert "2\n" == run(look, masked_paths=paths, text=True).stdout
+    with Container(masked_paths=paths) as container:
+        assert "2\n" == container.run(look, text=True).stdout
+    assert len(run(["sh", "-c", content], masked_paths=(), text=True).stdout) > 4
+
+
 def test_masked_path_shows_something_without_the_mask():
     """Check that at least one attempt succeeds, so that the tests above can fail."""
     seen = [path for path in MASKED if attempt("read-file", path, masked_paths=()) == "done"]

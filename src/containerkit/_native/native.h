@@ -14,12 +14,13 @@
  *   (suspended: vfork)         CLONE ---------------------> AWAIT (futex, gate 0)
  *                              id maps, mounts as owner
  *                              RELEASE -------------------> continues: mounts
- *                              network namespace
- *                              RELEASE (gate 2) ----------> joins it: /sys, pivot
+ *                              network namespace (by a     pivot, detaches the old root
+ *                              process of its own), sysfs
+ *                              RELEASE (gate 2) ----------> joins it: /sys
  *                              LEAVE                        ENTER: exec of the sealed init,
  *                                                           which shares nothing with the parent
  *   reaps stage 1                                           CLONE ----------------------> credentials
- *                                                           detaches the old root         AWAIT (gate 1)
+ *                                                                                         AWAIT (gate 1)
  *                                                           RELEASE --------------------> STRIP, filter
  *                                                           INIT: waits until it has      execve
  *   reads the error pipe <--------------------------------- exec'd, then reports

@@ -15,7 +15,7 @@ from containerkit.compile.namespaces import network_inside
 from containerkit.compile.root import memory_options
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
-from containerkit.security.paths import make_readonly, mask, may_exist, open_covers
+from containerkit.security.paths import attach_mask, clone_mask, make_readonly, mask, may_exist
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,13 +53,13 @@ def sys_mount(start: Start) -> list[Operation]:
     steps = [] if _sets_network(start) else network_inside(start)
     if any(mount.target == "/sys" for mount in start.spec.mounts):
         return steps
-    if start.is_new("network"):
-        steps += calls.new_mount("sysfs", {}, Slot("sys"), attributes=KERNEL_FS | k.MOUNT_ATTR_RDONLY)
-    return [*steps, *mounts.attach(Slot("sys"), ROOT, "/sys", directory=True, kept=Slot("sys"))]
+    if start.is_new("network") and not start.network_beside:
+        steps += calls.new_mount("sysfs", {}, _SYS, attributes=KERNEL_FS | k.MOUNT_ATTR_RDONLY)
+    return [*steps, *mounts.attach(_SYS, ROOT, "/sys", directory=True, kept=_SYS)]
 
 
 def mounts_sys_last(start: Start) -> bool:
-    """Return whether /sys can be mounted last, when its network namespace probably exists.
+    """Return whether /sys can be attached last, when its network namespace probably exists.
 
     No other mount may be below /sys, even through a symlink.
     """
@@ -190,22 +190,26 @@ def covered_paths(start: Start) -> list[Operation]:
             if root != _SYS or not mounts_sys_last(start):
                 steps += cover(root, below, path)
     if mounts_sys_last(start):
-        return [*steps, *open_covers(), calls.close(Slot("dev")), calls.close(Slot("proc"))]
+        covers = [clone_mask(path) for path in _masked_in_sys(start)]
+        return [*steps, *covers, calls.close(Slot("dev")), calls.close(Slot("proc"))]
     return [*steps, *[calls.close(Slot(path[1:])) for path in sorted(_OF_THE_KERNEL)]]
 
 
 def last_mounts(start: Start) -> list[Operation]:
-    """Mount /sys and its masks after the pivot, while the staging is still attached."""
+    """Mount /sys and its masks, after the staging is unmounted."""
     if not mounts_sys_last(start):
         return []
     steps = sys_mount(start)
     for path in filter(may_exist, start.spec.readonly_paths):
         if _below(path)[0] == _SYS:
             steps += make_readonly(_SYS, _below(path)[1], path)
-    for path in filter(may_exist, start.spec.masked_paths):
-        if _below(path)[0] == _SYS:
-            steps += mask(_SYS, _below(path)[1], path, opened=True)
+    for path in _masked_in_sys(start):
+        steps += attach_mask(_SYS, _below(path)[1], path)
     return [*steps, calls.close(_SYS)]
+
+
+def _masked_in_sys(start: Start) -> list[str]:
+    return [path for path in start.spec.masked_paths if may_exist(path) and _below(path)[0] == _SYS]
 
 
 def sysctl_writes(start: Start) -> list[Operation]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from containerkit.compile.facts import Start
 
 _MAKER: Final = "maker of proc"
+_NETWORK_MAKER: Final = "maker of the network namespace"
 _SIOCSIFFLAGS: Final = 0x8914
 _SIOCGSKNS: Final = 0x894C
 _JOINED_IN_STAGE_1: Final = (Kind.CGROUP, Kind.IPC, Kind.UTS, Kind.NETWORK, Kind.PID)
@@ -119,16 +120,42 @@ def owner(start: Start) -> list[Operation]:
 
 
 def network_outside(start: Start) -> list[Operation]:
-    """Make the network namespace in stage 1, after entering the container's user namespace, which then owns it."""
+    """Make the network namespace and its /sys while stage 2 mounts.
+
+    A process that stage 1 starts for this enters the container's user namespace, which then owns the network namespace.
+    Stage 1 keeps its privileges: a container can only mount a sysfs while it sees another one, that of the staging.
+    """
     if not start.network_beside:
         return []
-    hint = "a limit on network namespaces may be reached: see user.max_net_namespaces"
+    maker = Slot(_NETWORK_MAKER)
+    clone = calls.clone(k.CLONE_VFORK | k.CLONE_FILES, _NETWORK_MAKER, pid=maker, target=_NETWORK_MAKER)
+    made = [
+        clone,
+        calls.call("wait4", maker, 0, k.WALL, 0, target=_NETWORK_MAKER),
+        calls.setns(NETWORK, k.CLONE_NEWNET, "network namespace"),
+    ]
+    attributes = KERNEL_FS | k.MOUNT_ATTR_RDONLY
+    # Stage 2 also makes filesystems now, in other slots.
+    sys = calls.new_mount("sysfs", {}, Slot("sys"), attributes=attributes, context=Slot("fsopen of sysfs"))
+    own = all(mount.target != "/sys" for mount in start.spec.mounts)
     return [
-        *([calls.setns(USERNS, k.CLONE_NEWUSER, "the new user namespace")] if start.is_new("user") else ()),
-        calls.unshare(k.CLONE_NEWNET, "network namespace", hint),
-        *_loopback(NETWORK),
+        *(made if start.is_new("user") else _network()),
+        *(sys if own else ()),
         calls.release(calls.NETWORK_GATE),
     ]
+
+
+def _network() -> list[Operation]:
+    hint = "a limit on network namespaces may be reached: see user.max_net_namespaces"
+    return [calls.unshare(k.CLONE_NEWNET, "network namespace", hint), *_loopback(NETWORK)]
+
+
+def network_maker(start: Start) -> list[Operation]:
+    """Return the operations of the process that makes the network namespace in the container's user namespace."""
+    if not (start.network_beside and start.is_new("user")):
+        return []
+    entered = calls.setns(USERNS, k.CLONE_NEWUSER, "the new user namespace")
+    return [entered._replace(label=_NETWORK_MAKER), *_network(), calls.leave()]
 
 
 def network_inside(start: Start) -> list[Operation]:

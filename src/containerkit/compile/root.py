@@ -177,12 +177,16 @@ def pivot() -> list[Operation]:
     ]
 
 
-def unmount_old_root(start: Start) -> list[Operation]:
+def unmount_old_root() -> list[Operation]:
     """Unmount the old root, which covers the new one. The kernel waits a grace period for this."""
-    steps = [calls.unmount(b"."), calls.chdir(b"/")]
-    if start.spec.rootfs.readonly:
-        steps.append(calls.mount_setattr(k.AT_FDCWD, path=b"/", set_flags=k.MOUNT_ATTR_RDONLY, target="/"))
-    return steps
+    return [calls.unmount(b"."), calls.chdir(b"/")]
+
+
+def protect(start: Start) -> list[Operation]:
+    """Make a root read-only that shall be, when everything is mounted and the old root is unmounted."""
+    if not start.spec.rootfs.readonly:
+        return []
+    return [calls.mount_setattr(k.AT_FDCWD, path=b"/", set_flags=k.MOUNT_ATTR_RDONLY, target="/")]
 
 
 def memory_options(size: str | None) -> dict[str, str | None]:

@@ -19,10 +19,10 @@ from containerkit.compile.contents import (
 )
 from containerkit.compile.dev import close_for_writing
 from containerkit.compile.facts import ROOT, UPPER, Start
-from containerkit.compile.namespaces import identity, outside, owner, proc_maker
+from containerkit.compile.namespaces import identity, network_maker, outside, owner, proc_maker
 from containerkit.compile.payload import be_root, become
 from containerkit.compile.process import given, passed, session
-from containerkit.compile.root import own_name, pivot, root, unmount_old_root
+from containerkit.compile.root import own_name, pivot, protect, root, unmount_old_root
 from containerkit.compile.timens import NO_CLOCK, Clock, clock, clock_alone, exec_enters_time
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
@@ -68,6 +68,7 @@ def plan(start: Start) -> Plan:
         *inside(start),
         *payload(start),
         *proc_maker(start),
+        *network_maker(start),
     ]
     return Plan(tuple(steps))
 
@@ -95,10 +96,11 @@ def inside(start: Start) -> list[Operation]:
         steps += working_directory(start)
         steps += covered_paths(start)
         steps += pivot()
-        steps += last_mounts(start)
+        if mounts_sys_last(start):  # the kernel's wait for it passes while the network namespace is made
+            steps += [*unmount_old_root(), *last_mounts(start), *protect(start)]
+        elif not start.clones_command:
+            steps += [*unmount_old_root(), *protect(start)]
         steps.append(calls.close(ROOT))
-        if not start.clones_command:
-            steps += unmount_old_root(start)
     return steps
 
 
@@ -136,7 +138,7 @@ def payload(start: Start) -> list[Operation]:
     return [
         *way.operations(given(command), board=start.mode.held),
         calls.clone(0, "command", pid=Slot("command"), target="command"),
-        *(unmount_old_root(start) if start.assembles else ()),
+        *([*unmount_old_root(), *protect(start)] if start.assembles and not mounts_sys_last(start) else ()),
         *close_others(start),
         calls.release(gate),
         calls.become_init(Slot("image"), b"run", UPPER_FD),

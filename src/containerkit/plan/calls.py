@@ -321,6 +321,7 @@ def new_mount(
     *,
     attributes: int = 0,
     hint: str = "",
+    context: Slot = Slot("fsopen"),  # noqa: B008 - a value
 ) -> list[Operation]:
     """Make a filesystem with the new mount API, as a detached mount. Source: fsopen(2), fsconfig(2), fsmount(2).
 
@@ -330,8 +331,8 @@ def new_mount(
         result: the slot of the detached mount.
         attributes: ``MOUNT_ATTR_*``.
         hint: the hint if a step fails.
+        context: the slot of the filesystem while it is made. Stage 1 and stage 2 need one each if both make one.
     """
-    context = Slot("fsopen")
     steps = [call("fsopen", kind.encode(), k.FSOPEN_CLOEXEC, target=kind, result=context, hint=hint)]
     for key, value in options.items():
         command = k.FSCONFIG_SET_FLAG if value is None else k.FSCONFIG_SET_STRING

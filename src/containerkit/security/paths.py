@@ -13,7 +13,7 @@ from containerkit._native import constants as k
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 
-__all__ = ["MASKED", "READONLY", "make_readonly", "mask", "may_exist"]
+__all__ = ["MASKED", "READONLY", "attach_mask", "clone_mask", "make_readonly", "mask", "may_exist"]
 
 MASKED = (
     "/proc/acpi",
@@ -65,32 +65,46 @@ def make_readonly(root: Slot, path: str, target: str) -> list[Operation]:
     return [_open_if_there(root, path, target, at, 0, len(steps)), *steps]
 
 
-EMPTY, NULL = Slot("empty directory"), Slot("null device")
+def clone_mask(path: str) -> Operation:
+    """Return the operation that clones what masks a path, for :func:`attach_mask` after the staging is unmounted.
+
+    Only what is needed: the kernel waits a grace period when a clone is closed that was never attached.
+    """
+    return _clone_cover(_mask_of(path), directory=os.path.isdir(path))
 
 
-def open_covers() -> list[Operation]:
-    """Return the operations that open the sources of masks, for masks after the staging is unmounted."""
-    return [
-        calls.open_at(k.AT_FDCWD, b"/masked", k.O_PATH | k.O_DIRECTORY, EMPTY, target="empty directory"),
-        calls.open_at(k.AT_FDCWD, b"/dev/null", k.O_PATH, NULL, target="null device"),
-    ]
+def attach_mask(root: Slot, path: str, target: str) -> list[Operation]:
+    """Return the operations that mount what :func:`clone_mask` cloned. The arguments are those of :func:`mask`.
+
+    If the path is not of the kind that it is outside, the start fails.
+    """
+    at, tree = Slot("covered"), _mask_of(target)
+    over = [calls.move_mount(tree, at, b"", target=target), calls.close(at)]
+    flags = k.O_DIRECTORY if os.path.isdir(target) else 0
+    found = _open_if_there(root, path, target, at, flags, len(over))._replace(tolerate=(ENOENT,))
+    return [found, *over, calls.close(tree)]
 
 
-def mask(root: Slot, path: str, target: str, *, opened: bool = False) -> list[Operation]:
+def _mask_of(path: str) -> Slot:
+    return Slot(f"mask of {path}")
+
+
+def _clone_cover(tree: Slot, *, directory: bool) -> Operation:
+    """Clone a cover. It comes from the staging, so nobody inside can have replaced it (CVE-2025-31133)."""
+    if directory:
+        return calls.open_tree(k.AT_FDCWD, b"/masked", tree, target="empty directory")
+    return calls.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device")
+
+
+def mask(root: Slot, path: str, target: str) -> list[Operation]:
     """Return the operations that mount an empty directory or /dev/null over a path. None if it does not exist.
 
-    Both come from the staging filesystem, so nobody inside can have replaced them (CVE-2025-31133). The arguments are
-    those of :func:`make_readonly`; ``opened`` says whether they come from :func:`open_covers`.
+    The arguments are those of :func:`make_readonly`.
     """
     at, tree = Slot("covered"), Slot("cover")
     over = [calls.move_mount(tree, at, b"", target=target), calls.close(tree), calls.close(at)]
-    if opened:
-        empty = calls.open_tree(EMPTY, b"", tree, target="empty directory")
-        null = calls.open_tree(NULL, b"", tree, target="null device")
-    else:
-        empty = calls.open_tree(k.AT_FDCWD, b"/masked", tree, target="empty directory")
-        null = calls.open_tree(k.AT_FDCWD, b"/dev/null", tree, target="null device")
-    directory, file = [empty, *over], [null, *over]
+    directory = [_clone_cover(tree, directory=True), *over]
+    file = [_clone_cover(tree, directory=False), *over]
     directory[-1] = directory[-1]._replace(leap=len(file) + 1)  # it is a directory, so skip the steps for a file
     return [
         _open_if_there(root, path, target, at, k.O_DIRECTORY, len(directory)),
