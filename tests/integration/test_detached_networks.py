@@ -158,6 +158,23 @@ def test_network_goes_with_the_failure_for_which_it_was_made(kept, network):
     assert not any(name == network.name for name, _ in keeper.known())
 
 
+def test_network_of_another_detached_container_is_joined_at_each_start(kept):
+    name = f"n{os.getpid()}"
+    with pytest.raises(StateError, match="no container of that name runs"):
+        Container(network=f"container:{name}").detach(command=["sleep", "100"])
+    one = Container(network=Network(f"{name}-net", internal=True)).detach(command=["sleep", "100"], name=name)
+    other = Container(network=f"container:{name}").detach(command=["sleep", "100"])
+
+    def network_of(container):
+        return os.readlink(f"/proc/{container.pid}/ns/net")
+
+    assert network_of(one) == network_of(other)
+    before = network_of(one)
+    one.restart(0)
+    other.restart(0)
+    assert network_of(one) == network_of(other) != before
+
+
 def test_networks_that_end_with_this_process_are_refused(kept, network):
     with network.open() as live, Container() as other:
         for options in (

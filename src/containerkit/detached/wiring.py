@@ -202,10 +202,12 @@ def wired(spec: Spec, entry: Entry, name: str) -> tuple[Spec, Attendant | None]:
     Raises:
         StateError, SetupError, UnsupportedError: the network can't be created or joined.
     """
-    from containerkit.spec.network import Attach
+    from containerkit.spec.network import OTHER, Attach
 
     network = spec.network
     if network in ("none", "host") or type(network).__name__ == "Macvlan":
+        return spec, None
+    if isinstance(network, str) and network.startswith(OTHER):  # found by its id or name at each start
         return spec, None
     attach = network if isinstance(network, Attach) else Attach(network)
     attendant = None
