@@ -273,6 +273,7 @@ JUDGED = {
     "fleet/wire.py": "reads messages between a driver and its workers, after each has proven the key of the fleet",
     "interpreter/agent.py": "runs inside: executing code is what it is for",
     "executor/_calling.py": "makes pickles, for tasks inside, and reads none: results come back as data",
+    "oci/bytecode.py": "reads the end of the program that is running, before anything is started",
     "start/userns_helper.py": "talks by a socket pair with a process that it has started itself and that runs its own code",
     "values.py": "builds constructors of the names of fields, when classes are made",
 }
