@@ -41,7 +41,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--beside-root",
         action="store_true",
-        help="leave out the modules that find for each user what they find for root, which runs them too",
+        help="leave out what root runs too: the modules that find for each user what they find for root, and its own tests",
     )
 
 
@@ -98,14 +98,18 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect the slow tests, except in the nightly run and on request."""
+    """Deselect the slow tests, except in the nightly run and on request, and beside root's run the tests that need root."""
     asked = config.option.markexpr or any("::" in argument for argument in config.args)
-    if asked or os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
-        return
-    slow = [item for item in items if item.get_closest_marker("slow") is not None]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    nightly = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+    unwanted = {"slow"} if not (asked or nightly) else set()
+    if config.option.beside_root:
+        unwanted.add("root")
+    kept, left_out = [], []
+    for item in items:
+        (left_out if any(mark.name in unwanted for mark in item.iter_markers()) else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 def pytest_collection_finish():
@@ -290,18 +294,6 @@ def _is_own_record(path):
     return False
 
 
-_SLOW_S = 0.02
-"""A longer search for garbage looks through what tests have imported, of which nothing is garbage."""
-
-
-def _collect():
-    """Collect garbage. If this takes long, freeze the remaining objects, so that the next test is not slowed down."""
-    began = time.perf_counter()
-    gc.collect()
-    if time.perf_counter() - began > _SLOW_S:
-        gc.freeze()
-
-
 def _stagings():
     """Return the stagings of this process. A new one is made when the mounts of the host have changed."""
     from containerkit.start import staging
@@ -310,7 +302,7 @@ def _stagings():
 
 
 def _traces():
-    _collect()
+    gc.collect()
     return {
         "descriptors": open_descriptors(),
         "children": Counter(children()),
@@ -318,6 +310,13 @@ def _traces():
         "cgroups": Counter(own_cgroups()),
         "run": Counter(run_entries()),
     }
+
+
+def _before():
+    """Return the resources, and freeze the objects of now: garbage is searched for only among those to come."""
+    before = _traces()
+    gc.freeze()
+    return before, _stagings()
 
 
 def left_behind(before, stagings, patience_s=15):
@@ -365,7 +364,7 @@ def forked():
 def nothing_left():
     """Check that a test leaves no descriptor, child, mount, control group or file of containerkit behind."""
     warm_up()
-    before, stagings = _traces(), _stagings()
+    before, stagings = _before()
     yield
     assert left_behind(before, stagings) == {}
 
@@ -375,7 +374,7 @@ def left_of():
     """A function that calls another one and returns the resources that it left behind; see :func:`left_behind`."""
 
     def watch(do):
-        before, stagings = _traces(), _stagings()
+        before, stagings = _before()
         do()
         return left_behind(before, stagings)
 

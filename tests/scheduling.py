@@ -23,6 +23,7 @@ TOGETHER = {
             "test_detached_logs",
             "test_detached_networks",
             "test_docker_words",
+            "test_hostile_to_keepers",
             "test_killed_owner",
             "test_left_behind",
             "test_lookup_detached",
@@ -55,19 +56,26 @@ SAME_FOR_EVERY_USER = frozenset(
     {
         "test_aarch64",  # compilers and an emulator
         "test_adapters",
+        "test_aio",  # tasks around containers; such a user skips limits and networks
+        "test_calls",  # such a user skips what takes privileges
         "test_cli_program",
         "test_cli_terminal",
         "test_depth",  # slow walks of trees; a user with a single id skips those that change owners
+        "test_executor",  # what the protocol of a pool of interpreters carries, and what it refuses
         "test_executor_elsewhere",
+        "test_fleet",
         "test_fleet_clusters",
         "test_fleet_kubernetes",
+        "test_fleet_tls",
         "test_image_builds",  # the files of a store after a kill
         "test_image_damage",
         "test_image_registries",
+        "test_interpreter",
         "test_mcp",
         "test_odd_arguments",  # what is refused before anything is asked of the kernel
         "test_pytest_plugin",
         "test_reference",  # the documentation
+        "test_seccomp_filter",  # what the kernel decides by a filter
     }
 )
 """Modules that find for one user what they find for another: what they test asks the kernel for nothing, or for a

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 try:
     from _json import encode_basestring_ascii as _quoted
+    from _json import make_encoder as _make_encoder
     from _json import make_scanner as _make_scanner
 except ImportError:  # an interpreter without the accelerator
     from json.encoder import py_encode_basestring_ascii as _quoted
 
-    _make_scanner = None  # type: ignore[assignment,misc] # no accelerator is a value, too
+    _make_scanner = _make_encoder = None  # type: ignore[assignment,misc] # no accelerator is a value, too
 
 __all__ = ["dumps", "loads"]
 
@@ -46,6 +47,23 @@ def _scanner() -> Any:
 
 
 _scan = _scanner()
+
+
+def _refuse(value: object) -> NoReturn:
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _encoder() -> Any:
+    """Return what writes a value on one line. Return None if there is none, or if it needs other arguments."""
+    if _make_encoder is None:
+        return None
+    try:
+        return _make_encoder(None, _refuse, _quoted, None, ":", ",", False, False, True)
+    except TypeError:  # it is private, too
+        return None
+
+
+_encode = _encoder()
 
 
 def loads(text: bytes | str) -> Any:
@@ -99,6 +117,8 @@ def dumps(value: object, indent: int = 0, *, _level: int = 0) -> str:
     Raises:
         TypeError: another type.
     """
+    if _encode is not None and not indent:
+        return "".join(_encode(value, 0))
     if isinstance(value, str):
         return _quoted(value)
     if value is None or isinstance(value, bool):
@@ -111,7 +131,7 @@ def dumps(value: object, indent: int = 0, *, _level: int = 0) -> str:
         return _joined("{}", parts, indent, _level)
     if isinstance(value, (list, tuple)):
         return _joined("[]", [dumps(each, indent, _level=_level + 1) for each in value], indent, _level)
-    raise TypeError(f"{type(value).__name__} is not JSON")
+    _refuse(value)
 
 
 def _joined(brackets: str, parts: list[str], indent: int, level: int) -> str:

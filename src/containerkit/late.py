@@ -131,6 +131,8 @@ SWEEPERS: Final = {
     "detached container": "containerkit.detached.store:sweep",
     "network": "containerkit.network.sweeping:sweep",
     "image": "containerkit.image.store.collect:sweep",
+    "project": "containerkit.project.sockets:sweep",
+    "volume": "containerkit.volume.place:sweep",
 }
 """Functions that remove what killed owners have left behind. They return the names of what they removed, and raise
 :class:`containerkit.errors.CleanupError` for what could not be removed."""

@@ -1,9 +1,9 @@
 """Insert the meanings of shared arguments into the docstrings of calls.
 
-The meanings are written once, below the fields in :mod:`containerkit.options` and, for images and fleets, in
-:mod:`containerkit.image.options` and :mod:`containerkit.fleet.options`. There editors and documentation generators find
-them. Python drops such strings when it compiles a module, so they are read from the source files. This happens at each
-import, so the text is split instead of parsed, which is faster.
+The meanings are written once, below the fields in :mod:`containerkit.options` and, for images, fleets and projects, in
+the modules of the same name in these packages. There editors and documentation generators find them. Python drops such
+strings when it compiles a module, so they are read from the source files. This happens at each import, so the text is
+split instead of parsed, which is faster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["explained", "meanings", "omit"]
 
-_PLACES = ("options.py", "image/options.py", "fleet/options.py")
+_PLACES = ("options.py", "image/options.py", "fleet/options.py", "project/options.py")
 """The files, in the order in which a class is looked for. A base is in the same file or in an earlier one."""
 
 _MARK = "options: see :class:`"

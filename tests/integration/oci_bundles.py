@@ -17,7 +17,7 @@ import pytest
 
 import containerkit
 import forked_commands
-from containerkit.oci.launcher import program
+from containerkit.oci import launcher
 from containerkit.oci.specification import default
 
 BUSYBOX = shutil.which("busybox") or "/bin/busybox"
@@ -31,12 +31,11 @@ TWO = f"two-{RUN}"
 
 
 def write_front(path, interpreter):
-    """Write a front end that executes another interpreter."""
-    before, sys.executable = sys.executable, str(interpreter)
-    try:
-        path.write_bytes(program())
-    finally:
-        sys.executable = before
+    """Write a front end that executes another program than Python, and carries nothing for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(interpreter))
+        patch.setattr(launcher, "_carried", lambda: b"")
+        path.write_bytes(launcher.program())
     path.chmod(0o755)
     return str(path)
 
@@ -113,7 +112,7 @@ class Bundle:
 def write_runtime(path):
     """Write the program that engines start, and return its path."""
     path = Path(path)
-    path.write_bytes(program())
+    path.write_bytes(launcher.program())
     path.chmod(0o755)
     return str(path)
 

@@ -160,9 +160,20 @@ def test_former_name_of_a_killed_rename_is_free_again(kept):
     assert (find(before), find(after)) == (other, one)
 
 
-def in_mounts_of_its_own(program):
-    """Run a program as root of the machine, in a private mount namespace."""
-    words = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", textwrap.dedent(program)]
+_OWN_RECORDS = """
+import os, subprocess
+for place in ("/run/containerkit", "/var/lib/containerkit"):
+    os.makedirs(place, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+"""
+
+
+def in_mounts_of_its_own(program, *options, records=False):
+    """Run a program as root of the machine, in a private mount namespace; with ``records`` without other records."""
+    program = textwrap.dedent(program)
+    if records:
+        program = f"{_OWN_RECORDS}\n{program}"
+    words = ["unshare", "--mount", "--propagation", "private", *options, sys.executable, "-c", program]
     return subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
 
 
@@ -249,3 +260,128 @@ def test_containers_are_listed_while_others_come_and_go(kept):
         one = kept.make("true")
         assert one.id in {each.id for each in containers(all=True)}
         one.remove(force=True)
+
+
+@needs_root
+def test_an_init_killed_at_any_moment_of_the_start_ends_the_container():
+    done = in_mounts_of_its_own(
+        """
+        import os, time
+        from containerkit import Container, containers
+        own = {1, os.getpid()}
+        def inits():
+            found = []
+            for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+                try:
+                    with open(f"/proc/{pid}/comm") as file:
+                        if pid not in own and file.read() == "init\\n":
+                            found.append(pid)
+                except OSError:
+                    pass
+            return found
+        for number in range(12):
+            starter = os.fork()
+            if starter == 0:
+                try:
+                    Container().detach(f"n{number}", command=["sleep", "100"])
+                finally:
+                    os._exit(0)
+            while not (found := inits()):
+                pass
+            time.sleep(number * 0.0003)
+            os.kill(found[0], 9)
+            os.waitpid(starter, 0)
+            deadline = time.monotonic() + 5
+            while (left := inits()) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not left, number  # its own end waits until its keeper has reaped the command
+            for one in containers(all=True):
+                assert one.status == "exited", one
+                one.remove()
+        print("ended")
+        """,
+        "--pid", "--fork", "--mount-proc", "--kill-child", records=True,
+    )  # fmt: skip
+    assert done.stdout == "ended\n", done
+
+
+@needs_root
+def test_sweep_leaves_the_files_of_a_container_whose_record_is_elsewhere():
+    done = in_mounts_of_its_own(
+        """
+        import os, subprocess
+        from containerkit import Container
+        from containerkit.detached import store
+        one = Container().detach(command=["sleep", "100"])
+        stopped = Container().detach(command=["true"])
+        stopped.wait()
+        stopped.stop()
+        subprocess.run(["mount", "-t", "tmpfs", "none", "/run/containerkit/containers"], check=True)
+        print(store.sweep() == (stopped.entry.state_path,), os.path.isdir(one.entry.state_path))
+        subprocess.run(["umount", "/run/containerkit/containers"], check=True)
+        one.remove(force=True)
+        """,
+        records=True,
+    )
+    assert done.stdout == "True True\n", done
+
+
+def test_a_killed_removal_leaves_no_container_with_half_of_its_files(kept):
+    from containerkit.detached import store
+
+    name = f"half{os.getpid()}"
+    one = kept.make("true", name=name)
+    one.wait()
+    place = os.path.join(one.entry.state_path, "many")
+    os.mkdir(place)
+    for number in range(3000):
+        with open(f"{place}/{number}", "w"):
+            pass
+    program = f"from containerkit.detached.container import find; find({one.id!r}).remove()"
+    removing = subprocess.Popen([sys.executable, "-c", program])
+    while os.path.isdir(place) and len(os.listdir(place)) == 3000:
+        pass
+    removing.kill()
+    removing.wait()
+    with pytest.raises(StateError, match="no such container"):
+        find(name)
+    with pytest.raises(StateError, match="its record was removed"):
+        one.start()
+    kept.make("true", name=name).wait()
+    store.sweep()
+    assert not os.path.exists(one.entry.state_path)
+    assert not [left for left in os.listdir(store.records_root()) if one.id in left]
+
+
+def test_a_program_that_ignores_the_end_of_children_can_start_one(kept):
+    program = """
+        import signal
+        from containerkit import Container
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        print(Container().detach(command=["sh", "-c", "exit 3"]).wait())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "3\n", done
+
+
+def test_an_interrupted_start_leaves_nothing(kept):
+    program = """
+        import signal
+        from containerkit import Container, containers
+        def interrupt(_, frame):
+            while frame is not None:
+                if frame.f_code.co_filename.endswith("detached/begin.py"):
+                    raise KeyboardInterrupt
+                frame = frame.f_back
+        signal.signal(signal.SIGALRM, interrupt)
+        for number in range(25):
+            signal.setitimer(signal.ITIMER_REAL, 0.004 + number * 0.002)
+            try:
+                Container().detach(f"interrupted-{number}", command=["sleep", "100"]).remove(force=True)
+            except KeyboardInterrupt:
+                print("interrupted")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, "interrupted" in done.stdout) == (0, True), done
+    assert not kept.new()

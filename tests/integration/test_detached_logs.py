@@ -11,6 +11,7 @@ from detached_samples import Kept
 from waiting import wait_for
 
 from containerkit import aio
+from containerkit.detached import logs
 from containerkit.errors import SpecError
 
 
@@ -40,6 +41,34 @@ def test_logs_are_bounded_by_size_and_count(kept):
     assert len(sizes) == 2
     assert max(sizes) <= 1 << 17
     assert list(one.logs())[-1].text == b"100000\n"
+
+
+def test_reader_goes_on_with_the_next_log_when_one_was_removed_before_it_was_opened(tmp_path):
+    (tmp_path / "log.1").touch()
+    found = logs._Logs(str(tmp_path))
+    (tmp_path / "log.1").unlink()
+    assert list(found.more()) == []
+    (tmp_path / "log.7").write_bytes(b"2026-01-02T03:04:05.000000000Z stdout F later\n")
+    assert [line.text for line in found.more()] == [b"later\n"]
+    found.close()
+
+
+def test_reader_of_a_record_that_is_undone_reads_what_comes_instead(tmp_path):
+    path, head = tmp_path / "log.1", b"2026-01-02T03:04:05.000000000Z stdout F "
+    path.write_bytes(head + b"one\n" + head + b"tw")
+    found = logs._Logs(str(tmp_path))
+    assert [line.text for line in found.more()] == [b"one\n"]
+    with path.open("r+b") as file:  # as the keeper does when the disk is full
+        file.truncate(len(head) + 4)
+        file.seek(0, os.SEEK_END)
+        file.write(head + b"another that is longer\n")
+    assert [line.text for line in found.more()] == [b"another that is longer\n"]
+    found.close()
+
+
+def test_follower_of_logs_that_rotate_fast_reaches_the_end(kept):
+    one = kept.shell("seq 200000; echo last; sleep 0.5; echo end", log_max_bytes=1 << 12, log_files=1)
+    assert [str(line) for line in one.logs(follow=True)][-2:] == ["last\n", "end\n"]
 
 
 def test_streams_and_bytes_are_kept_apart(kept):

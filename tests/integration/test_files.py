@@ -145,6 +145,20 @@ def test_put_and_get_a_directory(box, tmp_path):
     assert "2" == (tmp_path / "back" / "sub" / "b").read_text()
 
 
+@pytest.mark.parametrize("name", ["/tmp/sparse", "/tmp/all-hole"])
+def test_holes_are_not_written_to_the_disk(box, tmp_path, name):
+    script = "truncate -s 8G /tmp/sparse /tmp/all-hole; printf x | dd of=/tmp/sparse bs=1 seek=5G conv=notrunc"
+    box.run(["sh", "-c", script], check=True)
+    box.files.get(name, tmp_path / "back")
+    status = os.stat(tmp_path / "back")
+    assert (status.st_size, status.st_blocks < 1000) == (8 << 30, True)
+    with open(tmp_path / "back", "rb") as file:
+        file.seek(5 << 30)
+        assert file.read(2) == (b"x\0" if name == "/tmp/sparse" else b"\0\0")
+    box.files.put(tmp_path / "back", "/tmp/again")
+    assert int(box.run(["stat", "-c", "%b", "/tmp/again"], text=True, check=True).stdout) < 1000
+
+
 def test_get_replaces_nothing(box, tmp_path):
     box.files.write("/tmp/f", "new")
     (tmp_path / "f").write_text("old")

@@ -25,6 +25,7 @@ from containerkit.image.manifest import Descriptor
 from containerkit.image.reference import Reference
 from containerkit.image.store import Store, default_root
 from containerkit.image.store.collect import sweep
+from containerkit.image.store.leases import leased
 from containerkit.image.store.locks import workspace
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
@@ -188,6 +189,23 @@ def test_layer_on_a_full_disk_is_reported_and_leaves_no_part(tmp_path):
         with store.lease() as lease, pytest.raises(SetupError, match="disk is full"):
             unpack_layers(store, layers_of(store, manifest), lease)
         assert list((store.root / "layers").iterdir()) == []
+
+
+@needs_root
+def test_claim_on_a_full_disk_is_reported_and_whole_or_nothing(tmp_path):
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        store = Store(disk / "s")
+        first, *more = [Digest.of(str(number).encode()) for number in range(200)]  # more than the rest of a page
+        with store.lease() as lease:
+            lease.claim([first])
+            with pytest.raises(OSError, match="No space left"), open(disk / "filler", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            with pytest.raises(SetupError, match="disk is full"):
+                lease.claim(more)
+            (disk / "filler").unlink()
+            lease.claim(more[:1])
+            assert leased(store.root / "leases") == {first, more[0]}
 
 
 @needs_root

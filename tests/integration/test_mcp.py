@@ -4,25 +4,38 @@ import asyncio
 import json
 import subprocess
 import sys
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.util import find_spec
 
 import pytest
 
-pytest.importorskip("mcp", reason="needs the extra mcp")
-
-from mcp import ClientSession, StdioServerParameters
-from mcp.client.stdio import stdio_client
+pytestmark = pytest.mark.skipif(find_spec("mcp") is None, reason="needs the extra mcp")
 
 
-def talk(do, *arguments):
-    """Start a server, and run a coroutine as its client."""
+@asynccontextmanager
+async def connected(*arguments):
+    """Start a server, and yield a client's session with it."""
+    # Here, since each worker that collects these tests would need half a second for it.
+    from mcp import ClientSession, StdioServerParameters, stdio_client
 
-    async def hold():
-        server = StdioServerParameters(command=sys.executable, args=["-m", "containerkit.mcp", *arguments])
-        async with stdio_client(server) as streams, ClientSession(*streams) as session:
-            await session.initialize()
-            await do(session)
+    server = StdioServerParameters(command=sys.executable, args=["-m", "containerkit.mcp", *arguments])
+    async with stdio_client(server) as streams, ClientSession(*streams) as session:
+        await session.initialize()
+        yield session
 
-    asyncio.run(asyncio.wait_for(hold(), 60))
+
+@pytest.fixture(scope="module")
+def talk():
+    """A function that runs a coroutine as the client of a server, which is the same for all tests."""
+    from anyio.from_thread import start_blocking_portal
+
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(connected("--timeout", "5")) as session:
+
+        async def within(do):
+            await asyncio.wait_for(do(session), 60)
+
+        yield partial(portal.call, within)
 
 
 async def run_code(session, code, **more):
@@ -30,7 +43,7 @@ async def run_code(session, code, **more):
     return json.loads(answer.content[0].text), answer
 
 
-def test_tools_are_listed_with_their_parameters():
+def test_tools_are_listed_with_their_parameters(talk):
     async def do(session):
         tools = {tool.name: tool for tool in (await session.list_tools()).tools}
         assert set(tools) == {"run_code", "read_file", "write_file", "list_files", "snapshot", "rollback", "reset"}
@@ -40,7 +53,7 @@ def test_tools_are_listed_with_their_parameters():
     talk(do)
 
 
-def test_code_files_and_snapshots():
+def test_code_files_and_snapshots(talk):
     async def do(session):
         told, _ = await run_code(session, "x = 40; print('hi')\nx + 2")
         assert (told["text"], told["stdout"], told["cause"]) == ("42", "hi\n", "done")
@@ -59,7 +72,7 @@ def test_code_files_and_snapshots():
     talk(do)
 
 
-def test_errors_are_reported_and_do_not_end_the_server():
+def test_errors_are_reported_and_do_not_end_the_server(talk):
     async def do(session):
         for name, arguments in (
             ("read_file", {"path": "missing"}),
@@ -72,17 +85,18 @@ def test_errors_are_reported_and_do_not_end_the_server():
         assert (await run_code(session, "import os; os._exit(1)"))[0]["cause"] == "lost"
         assert (await run_code(session, "2"))[0]["text"] == "2"
 
-    talk(do, "--timeout", "5")
+    talk(do)
 
 
 def test_pictures_are_pictures():
     pytest.importorskip("matplotlib")
 
-    async def do(session):
-        _, answer = await run_code(session, "import matplotlib.pyplot as plt; plt.plot([1, 2]); None")
+    async def do():
+        async with connected("--venv", sys.prefix) as session:
+            _, answer = await run_code(session, "import matplotlib.pyplot as plt; plt.plot([1, 2]); None")
         assert [content.type for content in answer.content] == ["text", "image"]
 
-    talk(do, "--venv", sys.prefix)
+    asyncio.run(asyncio.wait_for(do(), 60))
 
 
 def test_server_that_cannot_start_reports_the_cause():

@@ -41,8 +41,7 @@ from containerkit import (
     run,
 )
 from containerkit.gc import gc
-from containerkit.network import files, leases, router
-from containerkit.network.connect import close_shared
+from containerkit.network import connect, files, leases, router
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
 from containerkit.plan.program import Program
@@ -125,7 +124,8 @@ def test_run_with_the_internet_has_a_way_out_and_no_neighbours():
             assert fetch(two, address, 1).returncode != 0
             assert fetch(one, address).stdout == "200\n"
     finally:
-        close_shared()
+        for live in connect._shared.values():
+            live.close()
 
 
 def test_what_leaves_has_an_address_of_the_host(net):
@@ -572,7 +572,7 @@ def own_leases(pid):
 
 
 CLOSED = """
-import os, socket
+import os, socket, subprocess, time
 from containerkit import Container, Network, Port
 from containerkit.network import leases, router
 
@@ -586,15 +586,52 @@ with Network("gone").open() as net, Container(network=net, publish=[Port(0, 80)]
     leased = os.listdir(leases.DIRECTORY)
     assert all(any(subnet in name for name in leased) for subnet in subnets), (subnets, leased)
 assert own_links() == []
-assert uplink not in [name for _, name in socket.if_nameindex()]
 left = os.listdir(leases.DIRECTORY)
 assert not any(subnet in name for name in left for subnet in subnets), (subnets, left)
+for version in ("-4", "-6"):
+    routes = subprocess.run(["ip", version, "route"], capture_output=True, text=True, check=True).stdout
+    assert not any(subnet in routes for subnet in subnets), (subnets, routes)
+deadline = time.monotonic() + 30
+while uplink in [name for _, name in socket.if_nameindex()]:
+    assert time.monotonic() < deadline, "the kernel has not removed the link"
+    time.sleep(0.01)
 """
 
 
 def test_nothing_is_left_of_a_network_that_was_closed():
     """In a separate process, because a process that has used the internet keeps its router."""
     subprocess.run([sys.executable, "-c", CLOSED], check=True, timeout=60)
+
+
+AGAIN = """
+from containerkit import Container, Network
+wish = Network("again", subnets=("10.231.87.0/24", "fd87:231::/64"))
+for _ in range(10):
+    with wish.open() as net, Container(network=net) as container:
+        assert container.run(["true"]).returncode == 0
+"""
+
+
+def test_a_network_can_be_opened_again_at_once():
+    subprocess.run([sys.executable, "-c", AGAIN], check=True, timeout=60)
+
+
+NEVER_CLOSED = """
+import sys
+from containerkit import Network
+net = Network("forgotten").open()
+print(net.router.uplink, flush=True)
+sys.exit(3)
+"""
+
+
+def test_a_network_that_is_never_closed_does_not_block_the_exit():
+    done = subprocess.run([sys.executable, "-c", NEVER_CLOSED], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 3
+    deadline = time.monotonic() + 30
+    while done.stdout.strip() in links_of_the_host() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert done.stdout.strip() not in links_of_the_host()
 
 
 OWNER = """

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -100,6 +101,39 @@ def test_the_network_ends_with_its_keeper_and_gc_removes_its_name(shared):
     cli("gc")
     assert not os.path.lexists(f"{keeper.directory()}/{shared}")
     cli("network", "create", shared)
+
+
+def test_a_keeper_that_is_stopped_is_named_and_not_waited_for(shared):
+    pid = keeper.Kept(NAME).inspect()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert f"network {NAME}: its process {pid} is stopped" in cli("network", "ls").stderr
+        with pytest.raises(StateError, match="kill -CONT"):
+            run(["true"], network=keeper.Kept(NAME))
+        assert NAME not in "".join(keeper.sweep())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert NAME in cli("network", "ls").stdout
+
+
+def test_a_network_whose_creator_was_killed_is_removed_like_any_other():
+    name, read_write = f"orphan{os.getpid()}", os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        os.makedirs(keeper.directory(), mode=0o700, exist_ok=True)
+        listening.bind(f"{keeper.directory()}/{name}")
+        listening.listen(8)
+        given = (listening.fileno(), read_write[1])
+        words = ["-m", "containerkit.network.keeper", json.dumps({"name": name}), *map(str, given)]
+        os.close(read_write[0])  # nobody hears that it is open
+        kept = subprocess.Popen([sys.executable, *words], pass_fds=given)
+    os.close(read_write[1])
+    try:
+        wait_for(lambda: name in [each for each, _ in keeper.known()])
+        keeper.remove(name, force=False)
+        assert kept.wait(20) == 0
+    finally:
+        kept.kill()
+        kept.wait()
 
 
 def test_published_ports_and_fixed_addresses_are_the_keepers_to_give(shared):

@@ -3,6 +3,7 @@
 import errno
 import gc
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -71,6 +72,15 @@ def runner(request):
             yield container.run
 
 
+def refusal(runner, **arguments):
+    """Return the message with which arguments are refused, or None."""
+    try:
+        runner(["true"], **arguments)
+    except SpecError as error:
+        return str(error)
+    return None
+
+
 # --- Ends ---------------------------------------------------------------------------------------------------------------
 
 
@@ -124,8 +134,8 @@ def test_usage_reports_the_largest_memory_where_it_is_the_commands_own(runner):
     from resource import RUSAGE_SELF, getrusage
 
     wanted = getrusage(RUSAGE_SELF).ru_maxrss * 1024 + 100_000_000
-    # In large pages, which takes a fifth of the time where the kernel has some.
-    fill = f"import mmap; m = mmap.mmap(-1, {wanted}); m.madvise(14)\nfor at in range(0, {wanted}, 4096): m[at] = 1"
+    # Filled by the kernel at once, which takes half of the time that a fault for each page takes.
+    fill = f"import mmap as m; m.mmap(-1, {wanted}, m.MAP_PRIVATE | m.MAP_ANONYMOUS | m.MAP_POPULATE)"
     small = runner(["true"]).usage.max_rss_bytes
     large = runner(["python3", "-c", fill]).usage.max_rss_bytes
     assert None is small
@@ -251,11 +261,10 @@ def test_one_stream_captured_the_other_not(runner):
     assert (None, b"two\n") == (done.stdout, done.stderr)
 
 
-@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
-@pytest.mark.parametrize("wish", [-7, "file", 1.5, True, b"x", object()])
-def test_streams_that_cannot_be_are_refused(runner, name, wish):
-    with pytest.raises(SpecError, match=name):
-        runner(["true"], **{name: wish})
+def test_streams_that_cannot_be_are_refused(runner):
+    cases = list(itertools.product(("stdin", "stdout", "stderr"), (-7, "file", 1.5, True, b"x", object())))
+    messages = [refusal(runner, **{name: wish}) for name, wish in cases]
+    assert [] == [case for case, message in zip(cases, messages, strict=True) if case[0] not in (message or "")]
 
 
 @pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
@@ -753,36 +762,15 @@ def test_user_names_that_are_not_there_are_refused(runner, user):
         runner(["true"], user=user)
 
 
-@pytest.mark.parametrize(
-    "user",
-    [
-        "",
-        ":",
-        "1:",
-        ":1",
-        "1:2:3",
-        "-1",
-        "+1",
-        "1x:2",
-        "0x0",
-        " 0",
-        "4294967295",
-        "1:4294967295",
-        2**32,
-        -1,
-        True,
-        1.5,
-        b"0",
-        (1,),
-        (1, 2, 3, 4),
-        ("a", "b"),
-        "\uff10",
-    ],
-)
-def test_user_that_is_parsed_strictly(runner, user):
+INVALID_USERS = [
+    *("", ":", "1:", ":1", "1:2:3", "-1", "+1", "1x:2", "0x0", " 0", "4294967295", "1:4294967295", "\uff10"),
+    *(2**32, -1, True, 1.5, b"0", (1,), (1, 2, 3, 4), ("a", "b")),
+]
+
+
+def test_user_is_parsed_strictly(runner):
     """CVE-2026-30892: an invalid user must never become root."""
-    with pytest.raises(SpecError):
-        runner(["true"], user=user)
+    assert [] == [user for user in INVALID_USERS if refusal(runner, user=user) is None]
 
 
 @needs_ids

@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -15,10 +16,16 @@ import time
 
 import pytest
 from image_samples import BUSYBOX, busybox_root
+from waiting import wait_for
 
 import forked_commands
+from containerkit import Project, Stack
+from containerkit._linux.listeners import has_listener, listener_of
+from containerkit.errors import StateError
 from containerkit.image import Image, Store
+from containerkit.project import sockets
 from containerkit.project.sockets import socket_path
+from containerkit.project.supervisor import Supervisor
 
 pytestmark = [
     pytest.mark.root,
@@ -119,6 +126,51 @@ def test_a_project_from_up_to_down(cli):
     cli("down")
     assert "it is not up" in cli("ps", check=False).stderr
     assert not os.path.exists(socket_path(cli.name))
+
+
+def holder_of(name):
+    """Return the pid of the process that holds a project."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(socket_path(name))
+        return listener_of(connection)[0]
+
+
+def test_a_project_goes_down_even_if_the_one_who_asked_for_it_was_killed(cli):
+    (cli.place / "compose.yaml").write_text(GENTLE)
+    cli("up", "-d")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.connect(socket_path(cli.name))
+        asking.sendall(b'{"verb": "down", "grace_s": 0.5}\n')
+    wait_for(lambda: not os.path.exists(socket_path(cli.name)))
+    cli("up", "-d")
+
+
+def test_a_stopped_process_of_a_project_is_named(cli):
+    (cli.place / "compose.yaml").write_text(GENTLE)
+    cli("up", "-d")
+    holder = holder_of(cli.name)
+    os.kill(holder, signal.SIGSTOP)
+    try:
+        assert f"its process {holder} is stopped" in cli("ps", check=False).stderr
+        assert f"its process {holder} is stopped" in cli("ls").stderr
+    finally:
+        os.kill(holder, signal.SIGCONT)
+
+
+def test_only_one_process_holds_a_project_and_no_killed_one_leaves_a_socket(cli):
+    (cli.place / "compose.yaml").write_text(GENTLE)
+    cli("up", "-d")
+    with pytest.raises(StateError, match="it is already up"):
+        Supervisor(Stack(Project.load(cli.place / "compose.yaml", name=cli.name)))
+    holder = holder_of(cli.name)
+    os.kill(holder, signal.SIGKILL)
+    left = [socket_path(cli.name), f"{socket_path(cli.name)}.{holder}"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unnamed:
+        unnamed.bind(left[1])  # as one that was killed before it gave the socket its name
+    wait_for(lambda: not has_listener(left[0]))
+    assert set(left) <= set(sockets.sweep())
+    assert not any(map(os.path.exists, left))
+    cli("up", "-d")
 
 
 @contextlib.contextmanager

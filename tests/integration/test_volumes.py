@@ -1,9 +1,11 @@
 """Named volumes of containers and projects: filled once, backed up, limited in size."""
 
+import fcntl
 import os
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 import time
 
@@ -14,6 +16,7 @@ from containerkit import cli, volume
 from containerkit.errors import ImageError, SpecError, StateError, UnsupportedError
 from containerkit.image import Image, Store
 from containerkit.project import volumes as of_projects
+from containerkit.volume.place import changing, locked, sweep
 
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason="busybox: a static one is needed")
 
@@ -168,3 +171,96 @@ def test_a_size_limit_holds_inside_and_goes_with_the_volume(quotas, image, capfd
         file.write(bytes(2 << 20))  # the control: without a size there is no limit
     volume.get("small").remove()
     assert volume.create("small").size_bytes is None
+
+
+# --- Killed processes
+
+
+@pytest.mark.parametrize("has_image", [True, False])
+def test_copy_of_a_killed_process_is_removed_before_the_volume_is_used(image, has_image):
+    made = volume.create("half")
+    place = os.path.dirname(made.path)
+    for path in (f"{made.path}/seed", f"{place}/filling"):
+        with open(path, "w") as file:
+            file.write("hal")
+    volume.used("half", image if has_image else None, "/data" if has_image else "")
+    assert sorted(os.listdir(made.path)) == (["deep", "link", "seed"] if has_image else [])
+    assert not os.path.exists(f"{place}/filling")
+    if has_image:
+        with open(f"{made.path}/seed") as file:
+            assert file.read() == "seed"
+
+
+def test_user_of_a_volume_waits_until_another_has_filled_it(image, place):
+    path = volume.create("shared").path
+    with locked(os.path.dirname(path), fcntl.LOCK_EX):  # as one that is filling it
+        with open(f"{os.path.dirname(path)}/filling", "w"), open(f"{path}/seed", "w"):
+            pass
+        program = "from containerkit import volume; print(volume.used('shared').is_empty)"
+        other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1)
+        os.unlink(f"{os.path.dirname(path)}/filling")
+    assert other.communicate(timeout=20)[0] == "False\n"  # complete: not removed
+
+
+def test_what_killed_processes_left_is_swept_when_no_other_changes_volumes(place):
+    kept = volume.create("kept")
+    left = [place / ".gone.0123abcd", place / "kept" / "data.0123abcd"]
+    for path in left:
+        path.mkdir()
+        (path / "file").touch()
+    with changing():
+        assert sweep() == ()
+    assert sorted(sweep()) == sorted(map(str, left))
+    assert volume.volumes() == [kept]
+    assert os.path.isdir(kept.path)
+
+
+def test_killed_import_leaves_the_former_files(tmp_path, place):
+    made = volume.create("kept")
+    with open(f"{made.path}/former", "w"):
+        pass
+    (tmp_path / "many").mkdir()
+    for number in range(3000):
+        (tmp_path / "many" / str(number)).touch()
+    with tarfile.open(tmp_path / "many.tar", "w") as tar:
+        tar.add(tmp_path / "many", ".")
+    program = f"from containerkit import volume; volume.get('kept').replace({str(tmp_path / 'many.tar')!r})"
+    replacing = subprocess.Popen([sys.executable, "-c", program])
+    while not [name for name in os.listdir(place / "kept") if name.startswith("data.")]:
+        assert replacing.poll() is None
+    replacing.kill()
+    replacing.wait()
+    assert "former" in os.listdir(made.path) or len(os.listdir(made.path)) == 3000
+    sweep()
+    assert sorted(os.listdir(place / "kept")) == ["data", "volume.json"]
+
+
+def test_killed_removal_leaves_no_volume_with_half_of_its_files(place):
+    made = volume.create("half")
+    for number in range(3000):
+        with open(f"{made.path}/{number}", "w"):
+            pass
+    removing = subprocess.Popen([sys.executable, "-c", "from containerkit import volume; volume.get('half').remove()"])
+    while os.path.isdir(made.path):
+        pass
+    removing.kill()
+    removing.wait()
+    with pytest.raises(StateError, match="no such volume"):
+        volume.get("half")
+    assert volume.create("half").is_empty
+    sweep()
+    assert os.listdir(place) == ["half"]
+
+
+def test_volumes_are_listed_and_pruned_while_others_are_removed():
+    program = """
+from containerkit import volume
+for number in range(300):
+    volume.create(f"coming-{number}").remove()
+"""
+    other = subprocess.Popen([sys.executable, "-c", program])
+    while other.poll() is None:
+        assert all(each.name.startswith("coming-") for each in volume.volumes())
+    assert other.returncode == 0

@@ -64,14 +64,18 @@ class Lab:
         self.pair("outside", "eth0", "host", "eth0")
         self.pair("host", "ck1", "router", "up0")
         self.ip("outside", "addr add 45.0.113.9/24 dev eth0", "addr add 2a00:db8:9::9/64 dev eth0 nodad")
-        self.ip("host", "addr add 45.0.113.1/24 dev eth0", "addr add 2a00:db8:9::1/64 dev eth0 nodad")
-        self.ip("host", "addr add 10.87.0.1/30 dev ck1", "addr add fd00:87::1/64 dev ck1 nodad")
+        self.ip(
+            "host",
+            "addr add 45.0.113.1/24 dev eth0",
+            "addr add 2a00:db8:9::1/64 dev eth0 nodad",
+            "addr add 10.87.0.1/30 dev ck1",
+            "addr add fd00:87::1/64 dev ck1 nodad",
+        )
         self.ip("router", "addr add 10.87.0.2/30 dev up0", "addr add fd00:87::2/64 dev up0 nodad")
-        for address in PRIVATE:
-            self.ip("outside", f"addr add {address}/32 dev lo")
-            self.ip("host", f"route add {address}/32 via 45.0.113.9")
-        for net in ("10.88.0.0/16", "10.89.0.0/16", "fd00:88::/64", "fd00:89::/64"):
-            self.ip("host", f"route add {net} via {'fd00:87::2' if ':' in net else '10.87.0.2'}")
+        self.ip("outside", *[f"addr add {address}/32 dev lo" for address in PRIVATE])
+        self.ip("host", *[f"route add {address}/32 via 45.0.113.9" for address in PRIVATE])
+        nets = ("10.88.0.0/16", "10.89.0.0/16", "fd00:88::/64", "fd00:89::/64")
+        self.ip("host", *[f"route add {net} via {'fd00:87::2' if ':' in net else '10.87.0.2'}" for net in nets])
         self.ip("outside", "route add default via 45.0.113.1", "route add default via 2a00:db8:9::1")
         self.ip("router", "route add default via 10.87.0.1", "route add default via fd00:87::1")
         for name in ("router", "host"):
@@ -79,8 +83,8 @@ class Lab:
         for table in ("iptables", "ip6tables", "arptables"):  # as the router does: frames are the guard's alone
             self.write("router", f"bridge/bridge-nf-call-{table}", value="0")
         for bridge, (four, six) in GATEWAYS.items():
-            self.ip("router", f"link add {bridge} type bridge", f"link set {bridge} up")
-            self.ip("router", f"addr add {four}/16 dev {bridge}", f"addr add {six}/64 dev {bridge} nodad")
+            made = (f"link add {bridge} type bridge", f"link set {bridge} up")
+            self.ip("router", *made, f"addr add {four}/16 dev {bridge}", f"addr add {six}/64 dev {bridge} nodad")
         for index, (name, bridge) in enumerate((("c1", "br0"), ("c2", "br0"), ("c3", "br1")), 1):
             self._container(name, bridge, f"p{index}")
         with self.spaces["router"].enter():
@@ -96,16 +100,15 @@ class Lab:
             with self.spaces["host"].enter():
                 self.host_rules = HostRules(Nfnetlink(), "ck1")
             self.write("host", "ipv4/conf/ck1/route_localnet")
-            for net in ("10.88.0.0/16", "10.89.0.0/16", "fd00:88::/64", "fd00:89::/64"):
+            for net in nets:
                 self.host_rules.add_subnet(net)
 
     def _container(self, name: str, bridge: str, port: str) -> None:
         self.pair(name, "eth0", "router", port, mac=MACS[name])
         self.ip("router", f"link set {port} master {bridge}")
         four, six = ADDRESSES[name]
-        self.ip(name, f"addr add {four}/16 dev eth0", f"addr add {six}/64 dev eth0 nodad")
-        via4, via6 = GATEWAYS[bridge]
-        self.ip(name, f"route add default via {via4}", f"route add default via {via6}")
+        added = (f"addr add {four}/16 dev eth0", f"addr add {six}/64 dev eth0 nodad")
+        self.ip(name, *added, *[f"route add default via {gateway}" for gateway in GATEWAYS[bridge]])
 
     def pair(self, one: str, first: str, other: str, second: str, mac: str = "") -> None:
         with self.spaces[one].enter():
@@ -119,8 +122,8 @@ class Lab:
         self.ip(other, f"link set {second} up")
 
     def ip(self, name: str, *commands: str) -> None:
-        for command in commands:
-            self.run(name, f"ip {command}")
+        """Run commands of ip(8), all in one process."""
+        self.run(name, "ip -batch -", input="\n".join(commands))
 
     def run(self, name: str, command: str, **more) -> str:
         with self.spaces[name].enter():

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 BY_NUMBER = {"kill", "killpg"}
 ALLOWED = {
     ("_native/reference.py", "kill"): "its own child, not reaped yet: the number is its own",
-    ("cli/attend.py", "kill"): "itself",
+    ("cli/relay.py", "kill"): "itself",
     ("cli/detached/attaching.py", "kill"): "itself",
     ("pytest_plugin/__init__.py", "kill"): "itself",
 }

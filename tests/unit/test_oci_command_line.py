@@ -229,3 +229,20 @@ def test_verbs_load_nothing_heavy(verb, tmp_path):
     )
     done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True)
     assert set() == set(HEAVY) & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["create", "--help"]])
+def test_text_whose_reader_has_read_enough_is_no_error(words):
+    """The control: a full device is one."""
+    command = [sys.executable, "-m", "containerkit.oci", *words]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writing)
+    assert (0, "") == (done.returncode, done.stderr)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    where = words[0] if words[0] == "create" else "write"
+    assert (1, f"containerkit-oci: {where}: no space left on device\n") == (done.returncode, done.stderr)

@@ -21,6 +21,9 @@ from containerkit.image import options as image_options
 from containerkit.image.build import api
 from containerkit.image.provider import _IMAGE, _OVERLAY
 from containerkit.image.templates import BUILTIN, find_template
+from containerkit.project import Service
+from containerkit.project import options as project_options
+from containerkit.project.schema import SERVICE
 from containerkit.security.confinement import Confinement
 from containerkit.spec import command
 from containerkit.spec import container as spec
@@ -29,7 +32,7 @@ from containerkit.spec.mount import Mount
 TEXT = {"text", "encoding", "errors"}
 CLASSES = {
     name: found
-    for module in (options, fleet_options, image_options)
+    for module in (options, fleet_options, image_options, project_options)
     for name in module.__all__
     if typing.is_typeddict(found := getattr(module, name))
 }
@@ -61,6 +64,7 @@ TOLD_AND_TAKEN = [
     (fleet_options.FleetOptions, describe._KNOWN - TEXT - {"input"}),
     (fleet_options.AnyFleetOptions, describe._KNOWN - {"input"}),
     (fleet_options.KubernetesOptions, parameters(KubernetesEngine) - {"namespace"}),
+    (project_options.ServiceOptions, set(SERVICE) - {"extends"}),  # which needs a file
     (options.KeepingOptions, fields(Keeping, "name")),
     (
         options.DetachOptions,
@@ -133,6 +137,7 @@ EXPLAINED = [
     (containerkit.Template, options.TemplateOptions),
     (containerkit.Template.run, options.TemplateRunOptions),
     (Fleet.kubernetes, fleet_options.KubernetesOptions),
+    (Service, project_options.ServiceOptions),
     (Build.build, image_options.BuildOptions),
     (Confinement, options.ConfinementOptions),
     (Descriptor.of, image_options.DescriptorOptions),

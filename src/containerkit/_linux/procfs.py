@@ -10,7 +10,7 @@ It has no heavy imports, because the shortest commands of the OCI runtime use it
 from __future__ import annotations
 
 import os
-from errno import EINVAL, EMFILE, ENFILE, ENOMEM, ESRCH
+from errno import ESRCH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = [
     "id_map",
     "inner_pids",
     "is_same",
-    "last_capability",
     "namespaces",
     "parse_stat",
     "parse_status",
@@ -164,37 +163,6 @@ def cmdline(pid: Pid = "self", proc: str = "/proc") -> tuple[str, ...]:
 def pids(proc: str = "/proc") -> list[int]:
     """Return the pids of the processes that this procfs shows, in ascending order. Source: proc(5)."""
     return sorted(int(name) for name in os.listdir(proc) if name.isdecimal())
-
-
-def last_capability(proc: str = "/proc") -> int:
-    """Return the number of the last capability that this kernel knows.
-
-    If an outer container covers the file, the kernel is asked about one capability after the other.
-
-    Raises:
-        OSError: there is no free descriptor or memory. Guessing could leave a capability that is not dropped.
-
-    Source: capabilities(7), PR_CAPBSET_READ(2const).
-    """
-    try:
-        with open(f"{proc}/sys/kernel/cap_last_cap", "rb") as file:
-            return int(file.read())
-    except OSError as error:
-        if error.errno in (EMFILE, ENFILE, ENOMEM):
-            raise
-    except ValueError:  # /dev/null is mounted over it
-        pass
-    from containerkit._native import calls, constants
-
-    number = 0
-    while True:
-        try:
-            calls.prctl(constants.PR_CAPBSET_READ, number)
-        except OSError as error:
-            if error.errno != EINVAL:
-                raise
-            return number - 1
-        number += 1
 
 
 def threads(pid: Pid = "self", proc: str = "/proc") -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from errno import ESTALE
 from functools import partial
@@ -207,6 +208,7 @@ def remove(name: bytes, directory: int, *, ignore_errors: bool = False) -> None:
                 try:
                     if _unlink(below, trail.fd):
                         continue
+                    _open_up(below, trail.fd)
                     trail.enter(below)
                 except OSError:
                     if not ignore_errors:
@@ -220,6 +222,18 @@ def remove(name: bytes, directory: int, *, ignore_errors: bool = False) -> None:
             empty = trail.leave()
             with suppress(*([OSError] if ignore_errors else [])):
                 os.rmdir(empty, dir_fd=trail.fd)
+
+
+def _open_up(name: bytes, directory: int) -> None:
+    """Let the owner search a directory and write to it, which is about to be removed. Root need not be let."""
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if os.geteuid() != status.st_uid or os.geteuid() == 0 or status.st_mode & stat.S_IRWXU == stat.S_IRWXU:
+        return
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", stat.S_IRWXU)
+    finally:
+        os.close(fd)
 
 
 def _unlink(name: bytes, directory: int) -> bool:

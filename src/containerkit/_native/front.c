@@ -20,9 +20,10 @@
 #define FAILED 1
 #define INTERRUPTED 130
 
-/* The path of the interpreter and the program that it runs, each with a null byte at its end. If the path begins with
- * "./", it is that of a program in the front end's own directory, which needs no other program. The block is written by
- * front.py, which finds it by its first words. It must not be constant for the compiler. */
+/* The path of the interpreter and the program that it runs, each with a null byte at its end, then a word if the program
+ * reads from the front end's own file. If the path begins with "./", it is that of a program in the front end's own
+ * directory, which needs no other program. The block is written by front.py, which finds it by its first words. It must
+ * not be constant for the compiler. */
 __attribute__((used)) char ck_launch[LAUNCH_SIZE] = "containerkit-oci: the front end is not configured\n";
 
 __attribute__((noreturn)) static void leave(int status) {
@@ -54,6 +55,13 @@ char *ck_put(char *at, const char *text, size_t size) {
 }
 
 /* --- the hand-over */
+
+static int has_streams(void) {
+    for (int fd = 0; fd < 3; fd++)
+        if (CK_CALL3(fcntl, fd, F_GETFD, 0) < 0)
+            return 0;
+    return 1;
+}
 
 static struct {
     long argc;
@@ -87,11 +95,19 @@ static long beside(char path[CK_PATH_SIZE], const char *name) {
     return 0;
 }
 
+/* Open ourselves for the interpreter, which reads its bytecode there and closes the descriptor. Writes its number, nothing
+ * if a standard stream is missing, whose place it would take. */
+static void open_own_file(char *word) {
+    long fd = has_streams() ? CK_CALL4(openat, AT_FDCWD, "/proc/self/exe", O_RDONLY, 0) : -1;
+    if (fd >= 0)
+        *ck_put_number(word, (unsigned long)fd, 1) = 0;
+}
+
 /* Become the interpreter. `resume` has descriptors for the end of `start`, or negative numbers. */
 __attribute__((noreturn)) static void hand_over(const int resume[2]) {
     const char *interpreter = ck_launch, *program = interpreter + ck_length(interpreter) + 1;
-    const char *words[given.argc + 6], *hint = "write the launcher again, with an interpreter that is there";
-    char resumed[64] = "", path[CK_PATH_SIZE];
+    const char *words[given.argc + 7], *hint = "write the launcher again, with an interpreter that is there";
+    char resumed[64] = "", own[32] = "", path[CK_PATH_SIZE];
     int is_beside = ck_begins(interpreter, "./");
     long count = 0, error;
 
@@ -116,6 +132,10 @@ __attribute__((noreturn)) static void hand_over(const int resume[2]) {
         words[count++] = "-IS";
         words[count++] = "-c";
         words[count++] = program;
+        if (*(program + ck_length(program) + 1)) {
+            open_own_file(own);
+            words[count++] = own;
+        }
         error = 0;
     }
     words[count++] = resumed;
@@ -295,13 +315,6 @@ int ck_open_log(const struct ck_call *call) {
     is_open = CK_CALL3(write, fd, "", 0) == 0;
     CK_CALL1(close, fd);
     return is_open;
-}
-
-static int has_streams(void) {
-    for (int fd = 0; fd < 3; fd++)
-        if (CK_CALL3(fcntl, fd, F_GETFD, 0) < 0)
-            return 0;
-    return 1;
 }
 
 __attribute__((noreturn)) static void interrupted(void) { leave(INTERRUPTED); }

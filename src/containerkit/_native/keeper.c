@@ -48,7 +48,8 @@
 #define LOCK 9
 #define ATTENDANT 10
 #define LIFE 11
-#define GRACE_MS 10000
+#define GRACE_MS 5000   /* less than a stop waits for this process */
+#define MOST_READS 1024 /* more than a pipe or a terminal can hold, even if each read gets little */
 
 static struct {
     unsigned long run, delay_ms, removes, check_ms, first_check_ms, start_period_ms, input;
@@ -74,13 +75,15 @@ static int take(int fd) {
     return size > 0 || size == -EAGAIN || size == -EINTR;
 }
 
-/* After all writers have ended: read the rest. */
+/* After the container has ended: read the rest. A process elsewhere may still write, if it was sent a copy of the
+ * descriptor, so the number of reads is limited. */
 static void drain(void) {
     for (int fd = OUTPUT; fd <= OUTPUT + keeper.has_errors; fd++) {
         struct pollfd left = {fd, POLLIN, 0};
         struct timespec none = {0, 0};
-        while (CK_CALL5(ppoll, &left, 1, &none, 0, 0) > 0 && (left.revents & POLLIN) && take(fd))
-            ;
+        for (int reads = 0; reads < MOST_READS; reads++)
+            if (CK_CALL5(ppoll, &left, 1, &none, 0, 0) <= 0 || !(left.revents & POLLIN) || !take(fd))
+                break;
     }
 }
 
@@ -90,6 +93,22 @@ static void drain(void) {
 static void wait_for(int pidfd) {
     struct pollfd ends = {pidfd, POLLIN, 0};
     while (CK_CALL5(ppoll, &ends, 1, 0, 0, 0) == -EINTR)
+        ;
+}
+
+/* Wait until the init has ended, and reap all children. The init ends only after all processes of its pid namespace have
+ * been reaped. Source: pid_namespaces(7). */
+static void wait_for_init(void) {
+    struct pollfd ended = {INIT, POLLIN, 0};
+    struct rusage usage;
+    long ends;
+    do {
+        struct timespec pause = {0, 2000000};
+        while (CK_CALL4(wait4, -1, 0, WNOHANG | __WALL, &usage) > 0)
+            ;
+        ends = CK_CALL5(ppoll, &ended, 1, &pause, 0, 0);
+    } while (ends == 0 || ends == -EINTR);
+    while (CK_CALL4(wait4, -1, 0, WNOHANG | __WALL, &usage) > 0)
         ;
 }
 
@@ -202,7 +221,8 @@ static int policy(void) {
     return digit - '0';
 }
 
-/* Whether it must be started again. The delay before that ends at once if it is stopped in the meantime. */
+/* Whether it must be started again. The delay before that ends at once if it is stopped in the meantime, or if this
+ * process is asked to end. */
 static int restarts(int status) {
     struct pollfd asked = {keeper.signals, POLLIN, 0};
     struct timespec wait = {(long)(keeper.delay_ms / 1000), (long)(keeper.delay_ms % 1000) * 1000000};
@@ -210,8 +230,9 @@ static int restarts(int status) {
     int wanted = keeper.asked_to_end ? 0 : policy();
     if (wanted == 0 || (wanted == 1 && status == 0) || stopped_by_hand())
         return 0;
-    if (CK_CALL5(ppoll, &asked, 1, &wait, 0, 0) > 0)
-        CK_CALL3(read, keeper.signals, &info, sizeof info);
+    if (CK_CALL5(ppoll, &asked, 1, &wait, 0, 0) > 0 && CK_CALL3(read, keeper.signals, &info, sizeof info) > 0 &&
+        info.ssi_signo != SIGUSR1)
+        return 0;
     return !stopped_by_hand();
 }
 
@@ -283,18 +304,17 @@ static void end_attendant(void) {
 }
 
 __attribute__((noreturn)) static void finish(void) {
-    struct rusage usage = {0}, other;
+    struct rusage usage = {0};
     siginfo_t info;
     int status = SIGKILL;
     end_check(1);
     memset(&info, 0, sizeof info);
     CK_CALL4(pidfd_send_signal, INIT, SIGKILL, 0, 0);
     wait_for(COMMAND); /* it is in the init's pid namespace, and ends with it */
-    if (CK_CALL5(waitid, P_PIDFD, COMMAND, &info, WEXITED, &usage) == 0)
+    /* __WALL, because before its exec it has no exit signal. */
+    if (CK_CALL5(waitid, P_PIDFD, COMMAND, &info, WEXITED | __WALL, &usage) == 0)
         status = info.si_code == CLD_EXITED ? info.si_status << 8 : info.si_status;
-    wait_for(INIT);
-    while (CK_CALL4(wait4, -1, 0, WNOHANG | __WALL, &other) > 0)
-        ;
+    wait_for_init();
     drain();
     write_end(status, &usage);
     tell_end(status);
@@ -336,6 +356,9 @@ __attribute__((noreturn)) static void keep(void) {
 
     keeper.has_errors = CK_CALL3(fcntl, OUTPUT + 1, F_GETFD, 0) >= 0;
     keeper.has_attendant = CK_CALL3(fcntl, ATTENDANT, F_GETFD, 0) >= 0; /* before the number can be reused */
+    /* A container can read its own output first, or discard that of its terminal, after this process was told of it. */
+    for (int fd = OUTPUT; fd <= OUTPUT + keeper.has_errors; fd++)
+        CK_CALL3(fcntl, fd, F_SETFL, O_NONBLOCK);
     CK_CALL5(prctl, PR_SET_NAME, "ck-keeper", 0, 0, 0);
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
     keeper.signals = (int)CK_CALL4(signalfd4, -1, &asked, sizeof asked, SFD_NONBLOCK | SFD_CLOEXEC);

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PREFIX_SIZE 40
+#define PREFIX_SIZE 40 /* of a record: "2026-01-02T03:04:05.000000000Z stdout F " */
 
 struct ck_log ck_log = {.file = -1};
 
@@ -69,8 +69,9 @@ static unsigned long log_size(void) {
     return size < 0 ? 0 : (unsigned long)size;
 }
 
-/* Append whole records. Returns whether all of them are in the log. An incomplete write is undone. */
-static int append(const char *records, size_t size) {
+/* Append records. Returns how many bytes of them are in the log. An incomplete record at the end is undone, and no other:
+ * a reader may have read the complete ones already. */
+static size_t append(const char *records, size_t size) {
     if (!open_log())
         return 0;
     unsigned long before = log_size();
@@ -86,40 +87,55 @@ static int append(const char *records, size_t size) {
         if (written == -EINTR)
             continue;
         if (written <= 0) {
-            CK_CALL2(ftruncate, ck_log.file, before);
-            return 0;
+            while (done && records[done - 1] != '\n')
+                done--;
+            CK_CALL2(ftruncate, ck_log.file, before + done);
+            break;
         }
         done += (size_t)written;
     }
-    return 1;
+    return done;
 }
 
-/* Append records, and before them a note on what was lost. `content` is the number of bytes of output in them. */
-static void append_or_count(const char *records, size_t size, size_t content) {
+/* Return the number of bytes of output in records. */
+static size_t output_in(const char *records, size_t size) {
+    size_t found = 0, at = 0;
+    while (at < size) {
+        int whole = records[at + PREFIX_SIZE - 2] == 'F';
+        at += PREFIX_SIZE;
+        for (; records[at] != '\n'; at++)
+            found++;
+        at++;
+        found += (size_t)whole; /* its newline */
+    }
+    return found;
+}
+
+/* Append records of output, and before them a note on what was lost. */
+static void append_or_count(const char *records, size_t size) {
     char note[128];
+    size_t done = 0;
     if (ck_log.lost) {
         char *at = ck_put_text(ck_put_now(note), " stderr F containerkit: ");
         at =
             ck_put_text(ck_put_number(at, ck_log.lost, 1), " bytes of output are lost: the log could not be written\n");
-        if (!append(note, (size_t)(at - note))) {
-            ck_log.lost += content;
-            return;
-        }
-        ck_log.lost = 0;
+        if (append(note, (size_t)(at - note)))
+            ck_log.lost = 0;
     }
-    if (!append(records, size))
-        ck_log.lost += content;
+    if (!ck_log.lost)
+        done = append(records, size);
+    ck_log.lost += output_in(records + done, size - done);
 }
 
 void ck_log_output(const char *read, size_t size, int is_stderr) {
     char prefix[PREFIX_SIZE + 8];
     size_t head = (size_t)(ck_put_text(ck_put_now(prefix), is_stderr ? " stderr " : " stdout ") - prefix);
-    size_t filled = 0, content = 0;
+    size_t filled = 0;
     while (size) {
         size_t line = 0, most = sizeof outgoing - filled;
         if (most < head + 4096) {
-            append_or_count(outgoing, filled, content);
-            filled = content = 0;
+            append_or_count(outgoing, filled);
+            filled = 0;
             most = sizeof outgoing;
         }
         most -= head + 3;
@@ -134,14 +150,13 @@ void ck_log_output(const char *read, size_t size, int is_stderr) {
         filled += line;
         outgoing[filled++] = '\n';
         line += (size_t)whole;
-        content += line;
         read += line;
         size -= line;
     }
-    append_or_count(outgoing, filled, content);
+    append_or_count(outgoing, filled);
 }
 
 void ck_log_note(const char *text) {
     char line[160];
-    append_or_count(line, (size_t)(ck_put_text(ck_put_now(line), text) - line), 0);
+    append(line, (size_t)(ck_put_text(ck_put_now(line), text) - line));
 }

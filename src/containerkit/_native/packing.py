@@ -60,6 +60,9 @@ class Packer:
         Raises:
             ValueError: it contains a NUL.
         """
+        found = self._places.get(content)
+        if found is not None:
+            return found
         if b"\0" in content:
             raise ValueError(f"a NUL byte inside {content!r}")
         return self.place(content, shared=True)

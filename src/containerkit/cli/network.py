@@ -12,6 +12,7 @@ from containerkit.errors import ContainerError, SpecError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
 __all__ = ["EPILOG", "define", "main"]
 
@@ -62,6 +63,19 @@ def define(parser: argparse.ArgumentParser) -> None:
         elsewhere.add(verb.prog.removeprefix("containerkit "), verb)
 
 
+def _answering(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the facts about networks, except those whose keepers do not answer, which is reported."""
+    from containerkit.network.kept import Kept
+
+    found = []
+    for name in names:
+        try:
+            found.append(_facts(name, Kept(name).inspect()))
+        except ContainerError as error:
+            complain(str(error))
+    return found
+
+
 def main(options: argparse.Namespace) -> int:
     """Run a verb. Return 0, or 125 if a network could not be removed.
 
@@ -80,8 +94,8 @@ def main(options: argparse.Namespace) -> int:
         _say(options.name)
     elif options.verb in ("ls", "list"):
         wanted = [_name_filter(text) for text in options.filter]
-        known = [each for each in keeper.known() if all(text in each[0] for text in wanted)]
-        LISTING.show(options, [_facts(name, told) for name, told in known])
+        names = [name for name in keeper.names() if all(text in name for text in wanted)]
+        LISTING.show(options, _answering(names))
     elif options.verb == "inspect":
         return _inspect(options)
     elif options.verb == "prune":

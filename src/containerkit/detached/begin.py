@@ -48,12 +48,12 @@ if TYPE_CHECKING:
     from containerkit.spec.container import Spec
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["Begun", "become_keeper", "begin", "root_of", "write_policy"]
+__all__ = ["LOCK", "Begun", "become_keeper", "begin", "root_of", "write_policy"]
 
 _FIRST_DELAY_MS, _LAST_DELAY_MS, _STEADY_S = 100, 60_000, 10.0
 """The delay before the first restart, its maximum after doublings, and the run time that resets it. Source: Docker."""
 
-_RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS, _LOCK, _ATTENDANT, _LIFE = range(3, 12)
+_RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS, LOCK, _ATTENDANT, _LIFE = range(3, 12)
 """The numbers of the keeper's descriptors; see keeper.c."""
 
 _END_BYTES: Final = 512
@@ -147,7 +147,8 @@ def _fork(entry: Entry, description: Description, read: int, write: int) -> None
                 become_keeper(entry, write, description=description, inherited=inherited)
         finally:
             os._exit(1)
-    os.waitpid(child, 0)
+    with suppress(ChildProcessError):  # the program ignores SIGCHLD, so the kernel has reaped it
+        os.waitpid(child, 0)
 
 
 def _spawn(entry: Entry, write: int) -> None:
@@ -250,15 +251,15 @@ def _become(
     entry: Entry, told: int, known: Description | None, inherited: frozenset[int], restarts: int, lock: int
 ) -> None:
     environment = _environment()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the program may ignore it: then no exit status would be known
     os.umask(0o022)
     os.chdir("/")
     if lock < 0:
         lock = entry.lock()
-    description = _load(entry) if known is None else known
     keeping = Keeping.of(entry.config)
+    description = _load(entry) if known is None else known
     former = entry.read("run.json") or {}
-    os.makedirs(entry.state_path, mode=0o700, exist_ok=True)
-    _reserve(entry)
+    logs = _reserve(entry)
     spec = evolve(description.spec, rootfs=root_of(entry, description.spec.rootfs, former))
     attendant = None
     if spec.wishes_for_network:
@@ -272,16 +273,16 @@ def _become(
         ends = [-1 if end is None else end.fileno() for end in process.ends]
         sources = {
             _RECORD: os.open(entry.path, _DIRECTORY),
-            _LOGS: os.open(entry.state_path, _DIRECTORY),
+            _LOGS: logs,
             _INIT: container.fileno(),
             _COMMAND: process.fileno(),
             _OUTPUT: ends[1],
             _ERRORS: ends[2],
-            _LOCK: lock,
+            LOCK: lock,
             _ATTENDANT: -1 if attendant is None else attendant.pidfd,
             _LIFE: -1 if attendant is None else attendant.life.fileno(),
         }
-        handed = Handed(sources, [ends[0], *container.connection, *_locks(inherited | {lock})])
+        handed = Handed(sources, [ends[0], *container.connection, *_locks(inherited | {lock, logs})])
         delay_ms = _delay(former, restarts)
         # The keeper reads them later. They are blocked only now, because the command would inherit the mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1))
@@ -321,8 +322,15 @@ def write_policy(entry: Entry, policy: Policy, restarts: int) -> None:
     entry.write_bytes("policy", str(policy.number(restarts)).encode())
 
 
-def _reserve(entry: Entry) -> None:
-    """Create the files for the record of the end and for a stop by hand, because the disk may be full later."""
+def _reserve(entry: Entry) -> int:
+    """Create the files for the record of the end and for a stop by hand, because the disk may be full later.
+
+    Returns:
+        The descriptor of the directory on disk, which is locked until the keeper ends, so that no sweep removes it.
+    """
+    os.makedirs(entry.state_path, mode=0o700, exist_ok=True)
+    logs = os.open(entry.state_path, _DIRECTORY)
+    fcntl.flock(logs, fcntl.LOCK_SH)
     fd = os.open(entry.file("exit.new"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if os.pwrite(fd, b" " * _END_BYTES, 0) != _END_BYTES:
@@ -334,6 +342,7 @@ def _reserve(entry: Entry) -> None:
     finally:
         os.close(fd)
     entry.write_bytes("stopped.new", b"")
+    return logs
 
 
 def _facts(container: Begun, process: Process[Any]) -> dict[str, Any]:

@@ -241,18 +241,29 @@ class Detached(Known):
             CleanupError: a file could not be removed.
         """
         status = self.status
-        if status in ("running", "paused", "restarting"):
-            if not force:
-                raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True (rm --force)")
-            with suppress(StateError):
-                self.kill()
-        try:
+        if status in ("running", "paused", "restarting") and not force:
+            raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True (rm --force)")
+        config, was_running = self.entry.config, status in ("running", "paused", "restarting")
+        while True:
+            if status in ("running", "paused", "restarting"):
+                with suppress(StateError):
+                    self.kill()
             self._wait_for_keeper()
-            config = self.entry.config
-        except StateError:
-            if force and status != "exited" and not os.path.exists(self.entry.path):  # its keeper has removed it
-                return
-            raise
+            try:
+                self.entry.remove()
+                break
+            except StateError:  # it was started in the meantime, or removed
+                if force and was_running and not os.path.exists(self.entry.path):  # with remove=True: its keeper did it
+                    return
+                status = self.status
+                if not force or status not in ("running", "paused", "restarting"):
+                    raise
+        emit(self.entry, "destroy", config)
+
+    def abandon(self) -> None:
+        """Remove it after its start was interrupted, even if another process is still starting it."""
+        config = self.entry.config
+        self._end()
         self.entry.remove()
         emit(self.entry, "destroy", config)
 
@@ -396,24 +407,38 @@ class Detached(Known):
 
     def _end(self) -> None:
         """Kill the keeper, and with it the container. Return when it has ended."""
-        keeper = self.last_run.get("keeper")
-        if keeper is not None and self.entry.is_kept():
-            with suppress(ProcessLookupError):
-                pidfd = os.pidfd_open(int(keeper))
-                try:
-                    if self.entry.is_kept():
-                        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-                finally:
-                    os.close(pidfd)
-        self._wait_for_keeper()
+        self._wait_for_keeper(end=True)
 
-    def _wait_for_keeper(self) -> None:
-        deadline, pause_s = time.monotonic() + _END_S, 0.0002
+    def _wait_for_keeper(self, *, end: bool = False) -> None:
+        """Wait for the end of the keeper.
+
+        Args:
+            end: ask it to end, also one that another process is just starting (default False).
+        """
+        deadline, pause_s, asked = time.monotonic() + _END_S, 0.0002, 0
         while self.entry.is_kept():
+            if end and (keeper := int(self.last_run.get("keeper", 0))) != asked and self._end_keeper(keeper):
+                asked = keeper
             if time.monotonic() > deadline:
                 raise StateError(f"{self!r}: it has not ended within {_END_S:g} s")
             time.sleep(pause_s)
             pause_s = min(0.01, 1.5 * pause_s)
+
+    def _end_keeper(self, pid: int) -> bool:
+        """Send SIGTERM to the keeper of this pid. Return False if that process holds no lock of the record."""
+        from containerkit.detached.begin import LOCK  # late, as in start()
+
+        with suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                # The pid of a former keeper may belong to another process by now.
+                if os.readlink(f"/proc/{pid}/fd/{LOCK}") == self.entry.file("lock"):
+                    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                    signal.pidfd_send_signal(pidfd, signal.SIGCONT)  # a stopped one would not take notice
+                    return True
+            finally:
+                os.close(pidfd)
+        return False
 
 
 def find(name: str) -> Detached:

@@ -252,8 +252,11 @@ class _Logs:
             os.read(self.inotify, 65536)
 
     def more(self) -> Iterator[LogLine]:
-        """Yield the unread lines."""
+        """Yield the unread lines. An incomplete one is read again the next time, because the keeper may undo it."""
         while self._open():
+            if self._rest:
+                os.lseek(self._fd, -len(self._rest), os.SEEK_CUR)
+                self._rest = b""
             while chunk := os.read(self._fd, _CHUNK):
                 *lines, self._rest = (self._rest + chunk).split(b"\n")
                 yield from map(_line, lines)
@@ -261,11 +264,14 @@ class _Logs:
                 return
 
     def _open(self) -> bool:
-        if self._fd < 0:
+        while self._fd < 0:
             try:
                 self._fd = os.open(f"{self._directory}/log.{self._number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
-                return False
+                later = [number for number in numbers(self._directory) if number > self._number]
+                if not later:
+                    return False
+                self._number = later[0]  # the keeper has removed this one in the meantime
             except OSError as error:
                 raise SetupError("open", error.errno or 0, f"{self._directory}/log.{self._number}") from None
         return True
@@ -277,6 +283,7 @@ class _Logs:
             return False
         if os.lseek(self._fd, 0, os.SEEK_CUR) < os.fstat(self._fd).st_size:
             return True  # it may have been written to before the next one was begun
+        self._rest = b""
         os.close(self._fd)
         self._fd, self._number = -1, later[0]
         return True

@@ -52,8 +52,7 @@ def detach(spec: Spec, name: str, command: ListOf[Word] | None, options: Mapping
             begin(entry, description)
     except BaseException:
         if entry is not None:
-            entry.remove()
-            emit(entry, "destroy", config)
+            Detached(entry).abandon()
         if network is not None:
             drop_network(network)
         raise

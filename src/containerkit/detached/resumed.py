@@ -25,7 +25,7 @@ def main() -> None:
     os.close(_LOGS)
     if sys.argv[1] == "remove":
         config = entry.config
-        entry.remove()
+        entry.remove(_LOCK)
         emit(entry, "destroy", config)
         return
     if os.path.exists(entry.file("stopped")):

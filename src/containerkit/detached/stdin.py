@@ -43,6 +43,9 @@ def stdin_of(one: Detached) -> int | None:
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         fd = int(libc.syscall(_PIDFD_GETFD, pidfd, int(run["stdin"]), 0))
+        if fd >= 0 and not (one.entry.is_kept() and one.last_run.get("run") == run["run"]):
+            os.close(fd)  # the keeper has ended, and its pid may belong to another process
+            raise StateError(f"{one!r}: it does not run")
     finally:
         os.close(pidfd)
     if fd < 0 and ctypes.get_errno() == EBADF:  # it was closed

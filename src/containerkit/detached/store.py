@@ -12,9 +12,9 @@ A record is a directory below ``/run/containerkit/containers`` (of a user: below
 ``stopped``         it was stopped by hand, and is not restarted; until then ``stopped.new``, so that it needs no space
 ==================  ==================================================================================================
 
-The directory ``names`` contains a symlink from each name to an id. The writable layer and the logs must be on disk,
-below ``/var/lib/containerkit/containers/ID`` (of a user: ``$XDG_DATA_HOME``). A reboot removes the records. The
-remaining files on disk are then swept.
+The directory ``.names`` contains a symlink from each name to an id. The writable layer and the logs must be on disk,
+below ``/var/lib/containerkit/containers/ID`` (of a user: ``$XDG_DATA_HOME``). Its keeper holds a flock(2) on that
+directory. A reboot removes the records. The remaining files on disk are then swept.
 
 Source: fcntl_locking(2), F_OFD_SETLK.
 """
@@ -40,6 +40,12 @@ __all__ = ["Entry", "create", "entries", "find", "records_root", "state_root", "
 
 VERSION: Final = 1
 """The version of the records. Those of another version are refused."""
+
+_NAMES: Final = ".names"
+"""The directory with a symlink from each name to an id."""
+
+_REMOVED: Final = ".removed."
+"""Records with this prefix are being removed."""
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock of 64-bit machines
 
@@ -154,7 +160,7 @@ class Entry:
         """
         content = self.read("config.json")
         if content is None:
-            raise StateError(f"container {self.id}: its record was removed")
+            raise self._removed()
         return content
 
     def is_kept(self) -> bool:
@@ -171,14 +177,16 @@ class Entry:
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def lock(self) -> int:
-        """Lock it for a future keeper. Return the descriptor that holds the lock.
+        """Lock it for a future keeper, or for its removal. Return the descriptor that holds the lock.
 
         Raises:
-            StateError: it has a keeper.
+            StateError: it has a keeper, or was removed.
             SetupError: the filesystem of the records is full.
         """
         try:
             fd = os.open(self.file("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            raise self._removed() from None
         except OSError as error:
             raise SetupError("open", error.errno or 0, self.file("lock"), "its record could not be locked") from None
         try:
@@ -188,7 +196,13 @@ class Entry:
             if error.errno in (EACCES, EAGAIN):
                 raise StateError(f"container {self.id}: it is running, or is being started") from None
             raise
+        if not os.path.exists(self.path):
+            os.close(fd)
+            raise self._removed()
         return fd
+
+    def _removed(self) -> StateError:
+        return StateError(f"container {self.id}: its record was removed")
 
     def end_of(self, run: int) -> dict[str, str] | None:
         """Return the keeper's record of the end of a start, or None."""
@@ -257,30 +271,57 @@ class Entry:
             with suppress(FileNotFoundError):
                 os.unlink(_name_path(name))
 
-    def remove(self) -> None:
-        """Remove the record and all files of the container. The caller has ensured that it is not running.
+    def remove(self, lock: int | None = None) -> None:
+        """Remove the record and all files of the container.
+
+        The record is first renamed, so that a removal that is interrupted leaves no container with half of its files.
+        A sweep removes the rest.
+
+        Args:
+            lock: the lock of the record, if it is already held (default: it is taken).
 
         Raises:
+            StateError: it has a keeper, or was already removed.
             CleanupError: a file on disk could not be removed; the record still exists.
         """
-        from pathlib import Path
-
         from containerkit.errors import CleanupError
-        from containerkit.start.removal import remove_tree
 
-        config = self.read("config.json") or {}
-        if os.path.lexists(self.state_path) and not remove_tree(Path(self.state_path)):
-            raise CleanupError((self.state_path,))
-        if name := config.get("name"):
-            self.drop_name(name)
-        with suppress(FileNotFoundError):
-            os.unlink(self.file("config.json"))  # first: without it there is no container, and a sweep removes the rest
-        if os.path.lexists(self.path) and not remove_tree(Path(self.path)):
-            raise CleanupError((self.path,))
+        held = self.lock() if lock is None else lock
+        try:
+            name, aside = self.config["name"], self._aside()
+            os.rename(self.path, aside)
+            if not _gone(self.state_path):
+                os.rename(aside, self.path)
+                raise CleanupError((self.state_path,))
+            if name:
+                self.drop_name(name)
+            if not _gone(aside):
+                raise CleanupError((aside,))
+        finally:
+            if lock is None:
+                os.close(held)
+
+    def discard(self) -> None:
+        """Remove what a failed creation has made. There is no container yet."""
+        for path in (self.state_path, self.path):
+            _gone(path)
+
+    def _aside(self) -> str:
+        """Return the path to which the record is renamed for its removal."""
+        return os.path.join(os.path.dirname(self.path), f"{_REMOVED}{self.id}")
+
+
+def _gone(path: str) -> bool:
+    """Remove a directory, which may be missing. Return whether it is gone."""
+    from pathlib import Path
+
+    from containerkit.start.removal import remove_tree
+
+    return not os.path.lexists(path) or remove_tree(Path(path))
 
 
 def _name_path(name: str) -> str:
-    return os.path.join(records_root(), ".names", name)
+    return os.path.join(records_root(), _NAMES, name)
 
 
 def _link(name: str) -> str | None:
@@ -338,7 +379,7 @@ def create(config: dict[str, Any], description: bytes) -> Entry:
     except BaseException as error:
         if config["name"]:
             entry.drop_name(config["name"])
-        entry.remove()
+        entry.discard()
         if isinstance(error, OSError) and not isinstance(error, SetupError):
             where = error.filename or entry.path
             raise SetupError("mkdir", error.errno or 0, where, "the record can't be created") from None
@@ -391,10 +432,6 @@ def sweep() -> tuple[str, ...]:
     Returns:
         The removed paths.
     """
-    from pathlib import Path
-
-    from containerkit.start.removal import remove_tree
-
     try:
         root = records_root()
     except StateError:
@@ -405,16 +442,30 @@ def sweep() -> tuple[str, ...]:
     with _gate():
         for name in os.listdir(root):
             path = os.path.join(root, name)
-            if name[0] != "." and not os.path.exists(os.path.join(path, "config.json")) and remove_tree(Path(path)):
+            is_record = name[0] != "." and os.path.exists(os.path.join(path, "config.json"))
+            if not is_record and name != _NAMES and _gone(path):
                 removed.append(path)
         with suppress(FileNotFoundError):
             for name in os.listdir(state_root()):
                 path = os.path.join(state_root(), name)
-                if not os.path.isdir(os.path.join(root, name)) and remove_tree(Path(path)):
+                if not os.path.isdir(os.path.join(root, name)) and not _is_used(path) and _gone(path):
                     removed.append(path)
-        names = os.path.join(root, ".names")
+        names = os.path.join(root, _NAMES)
         with suppress(FileNotFoundError):
             for name in os.listdir(names):
                 if _named(name) is None:
                     os.unlink(os.path.join(names, name))
     return tuple(removed)
+
+
+def _is_used(path: str) -> bool:
+    """Return whether a keeper holds a directory on disk, even if its record is in another runtime directory."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+    return False

@@ -1,6 +1,6 @@
 """Containers on many machines. An existing engine distributes them: Ray, Dask, Kubernetes or an executor."""
 
-from containerkit.late import load as _load
+from containerkit.late import lazy as _lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,15 +45,4 @@ _PLACES = {
     "Watcher": "engine",
 }
 
-
-def __getattr__(name: str) -> object:
-    """Load a public name on its first use."""
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = _load(f"{__name__}.{_PLACES[name]}:{name}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = _lazy(globals(), _PLACES)

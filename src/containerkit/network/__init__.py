@@ -5,11 +5,7 @@ It is imported with the first container on a network. Descriptions are in :mod:`
 
 from __future__ import annotations
 
-import atexit
-
-from containerkit.network.connect import close_shared, connected_once, open_network
+from containerkit.network.connect import connected_once, open_network
 from containerkit.network.live import LiveNetwork
 
 __all__ = ["LiveNetwork", "connected_once", "open_network"]
-
-atexit.register(close_shared)

@@ -64,13 +64,6 @@ def _renew() -> None:
 os.register_at_fork(after_in_child=_renew)
 
 
-def close_shared() -> None:
-    """Close the networks that were opened because containers described them."""
-    with _lock:
-        for key in [each for each in _shared if each[0] == os.getpid()]:
-            _shared.pop(key).close()
-
-
 @attrs.frozen(eq=False)
 class Connector:
     """Makes the network of each start of one description.

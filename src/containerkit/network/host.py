@@ -31,7 +31,9 @@ _V4, _V6 = "/proc/sys/net/ipv4", "/proc/sys/net/ipv6"
 _USUAL_MTU, _LEAST_MTU = 1500, 1280
 _MTU_OF, _NAME_LENGTH = 0x8921, 16  # SIOCGIFMTU, IFNAMSIZ
 _GUARD: Final = """
-read -r _
+exec 3<&0
+{
+read -r _ <&3
 n=0
 while [ -e "/sys/class/net/$1" ] && [ $n -lt 100 ]; do sleep 0.05; n=$((n+1)); done
 for other in /sys/class/net/ck*; do [ -e "$other" ] && exit 0; done
@@ -40,6 +42,7 @@ while read -r path value; do
     echo "$value" > "$path"
 done < "$2"
 rm -f "$2"
+} &
 """
 """If another program enabled forwarding for all interfaces in the meantime, it stays enabled."""
 
@@ -62,7 +65,7 @@ class Forwarding:
 
     def __init__(self, uplink: str, *, ipv6: bool) -> None:
         self.changed: tuple[str, ...] = ()
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._life = -1
         closed_in_children(self)
         wanted = _wanted(uplink)
         wanted += _wanted6(uplink) if ipv6 else []
@@ -87,38 +90,36 @@ class Forwarding:
 
     def _watch(self, uplink: str) -> None:
         arguments = ["/bin/sh", "-c", _GUARD, "containerkit-guard", uplink, _RECORD]
+        reading, self._life = os.pipe()
         try:
-            self._guard = subprocess.Popen(
+            # The first shell ends at once, so the guard is no child of this process, which need not wait for it.
+            subprocess.run(
                 arguments,
-                stdin=subprocess.PIPE,
+                check=True,
+                stdin=reading,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                 start_new_session=True,
             )
-        except OSError as error:
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.close()
             hint = "it runs a shell to restore the host's forwarding later; or enable it: sysctl net.ipv4.ip_forward=1"
-            raise UnsupportedError("execve", error.errno or 0, "/bin/sh", hint) from None
+            raise UnsupportedError("execve", getattr(error, "errno", 0) or 0, "/bin/sh", hint) from None
+        finally:
+            os.close(reading)
 
     def detach(self) -> int:
-        """Detach the guard. Return the descriptor of its pipe, or -1 without a guard."""
-        guard, self._guard = self._guard, None
-        if guard is None or guard.stdin is None:
-            return -1
-        guard.returncode = 0  # a child of another process, which can't be waited for here
-        fd = os.dup(guard.stdin.fileno())
-        guard.stdin.close()
-        return fd
+        """Detach the descriptor of the guard's pipe. Return it, or -1 without a guard. The caller owns it."""
+        life, self._life = self._life, -1
+        return life
 
     def close(self) -> None:
         """Let the guard restore the settings when the uplink is gone. May be called twice."""
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            assert guard.stdin is not None
-            with contextlib.suppress(OSError):
-                guard.stdin.close()
-            guard.wait()
+        life = self.detach()
+        if life >= 0:
+            os.close(life)
 
 
 def _write(path: str, value: str) -> None:

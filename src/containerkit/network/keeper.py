@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from containerkit._linux.listeners import has_listener
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.namespace import Namespace
 from containerkit.network import later
@@ -36,13 +37,16 @@ if TYPE_CHECKING:
 
     from containerkit.network.live import LiveNetwork
 
-__all__ = ["Kept", "create", "directory", "known", "serve"]
+__all__ = ["Kept", "create", "directory", "known", "names", "serve"]
 
 _START_S: Final = 20.0
 _LARGEST: Final = 1 << 20
+_BACKLOG: Final = 64
 
 
 def _error_message(error: Exception) -> dict[str, Any]:
+    if isinstance(error, OSError) and not isinstance(error, SetupError):
+        error = SetupError("open", error.errno or 0, str(error.filename or "network"), "the network can't be opened")
     if isinstance(error, SetupError):
         return {"kind": "SetupError", "arguments": [error.operation, error.errno, error.target, error.hint]}
     kind = "SpecError" if isinstance(error, SpecError) else "StateError"
@@ -63,13 +67,13 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
         ready: a descriptor to which the result of the opening is written.
         life: a socket. When its other side is closed, the network ends too.
     """
+    listening.listen(_BACKLOG)  # from now on the kernel reports this process as the one that listens
     try:
         live = network.open()
-    except (SetupError, SpecError, StateError) as error:
-        os.write(ready, json.dumps(_error_message(error)).encode())
+    except (SetupError, SpecError, StateError, OSError) as error:
+        _tell(ready, _error_message(error))
         return
-    os.write(ready, b"{}")
-    os.close(ready)
+    _tell(ready, {})
     ending = threading.Event()
     asked = [listening] if life is None else [listening, life]
     while not ending.is_set():
@@ -79,6 +83,13 @@ def serve(network: Network, listening: socket.socket, ready: int, life: socket.s
         connection, _ = listening.accept()
         threading.Thread(target=_handle_connection, args=(connection, live, ending, listening), daemon=True).start()
     live.close()
+
+
+def _tell(ready: int, answer: dict[str, Any]) -> None:
+    """Report the result of the opening, unless the process that asked for it was killed: the network stays anyway."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(ready, json.dumps(answer).encode())
+    os.close(ready)
 
 
 def _handle_connection(
@@ -207,7 +218,10 @@ def create(network: Network) -> int:
     Side effects: a process, until the network is removed.
     """
     path = path_of(network.name)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SetupError("mkdir", error.errno or 0, os.path.dirname(path), "networks can't be kept") from None
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     read, write = os.pipe2(os.O_CLOEXEC)
     holder = _holder_of_others()
@@ -260,23 +274,30 @@ def _bind(listening: socket.socket, path: str, name: str) -> None:
         try:
             listening.bind(path)
         except OSError as error:
-            if name in [each for each, _ in known()]:
+            if name in names():
                 raise StateError(f"network {name}: it already exists; see 'containerkit network ls'") from None
             if not os.path.lexists(path):
                 raise SetupError("bind", error.errno or 0, path, "") from None
             os.unlink(path)
         else:
             os.chmod(path, 0o600)
-            listening.listen(64)
+            listening.listen(_BACKLOG)
             return
     raise StateError(f"network {name}: another process is creating a network of that name")
 
 
+def names() -> list[str]:
+    """Return the names of the networks that have a keeper, even if it does not answer."""
+    try:
+        at = directory()
+        return [name for name in sorted(os.listdir(at)) if has_listener(f"{at}/{name}")]
+    except FileNotFoundError:
+        return []
+
+
 def known() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name of each network that has a keeper, and the keeper's description."""
-    if not os.path.isdir(directory()):
-        return
-    for name in sorted(os.listdir(directory())):
+    """Yield the name of each network whose keeper answers, and the keeper's description."""
+    for name in names():
         with contextlib.suppress(StateError, SpecError):
             yield name, Kept(name).inspect()
 
@@ -295,7 +316,7 @@ def remove(name: str, *, force: bool) -> None:
         connection.recv(1)
     connection.close()
     deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and any(each == name for each, _ in known()):
+    while time.monotonic() < deadline and name in names():
         time.sleep(0.01)
     _reap()
 
@@ -304,10 +325,9 @@ def sweep() -> list[str]:
     """Remove the sockets of dead keepers. Return descriptions of them."""
     try:
         at = directory()
-        names = set(os.listdir(at))
+        gone = sorted(set(os.listdir(at)) - set(names()))
     except (SetupError, OSError):
         return []
-    gone = sorted(names - {name for name, _ in known()})
     for name in gone:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{at}/{name}")

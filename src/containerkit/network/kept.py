@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit import _native
+from containerkit._linux.listeners import listener_of, refuse_stopped
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.namespace import Kind
 from containerkit.network import dns
@@ -119,9 +120,10 @@ def _close(fds: list[int]) -> None:
 
 
 def _check_peer(connection: socket.socket, name: str) -> None:
-    _, uid, _ = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    _, uid = listener_of(connection)
     if uid not in (os.geteuid(), 0):
         raise StateError(f"network {name}: it belongs to another user (uid {uid})")
+    refuse_stopped(connection, f"network {name}")
 
 
 def send(connection: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:

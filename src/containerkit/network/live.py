@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import warnings
@@ -16,6 +17,7 @@ from containerkit.network.leases import lease
 from containerkit.network.parsed import ip_address, ip_network
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
+from containerkit.weak import WeakMembers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,16 @@ __all__ = ["Claim", "LiveNetwork"]
 _FIRST_INDEX: Final = 100
 _MOST_PORTS: Final = 1023
 """The largest number of ports of a bridge: BR_PORT_BITS in the kernel's net/bridge/br_private.h."""
+
+
+_open: Final[WeakMembers[LiveNetwork]] = WeakMembers()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close the networks that are open at exit, before the interpreter shuts down: then no thread can be waited for."""
+    for network in list(_open):
+        network.close()
 
 
 class Claim(NamedTuple):
@@ -98,6 +110,7 @@ class LiveNetwork(Closing):
             self._make(undo)
             undo.pop_all()
             self._closed = False
+            _open.add(self)
 
     def _make(self, undo: ExitStack) -> None:
         rules, host_rules = self.router.rules, self.router.host_rules

@@ -1,8 +1,9 @@
 """Ports of the host that are forwarded to a container.
 
 A socket is bound for each, even if the kernel forwards the packets. So a port in use is an error immediately, and no
-other user can bind it. The host's rules (see host_rules) forward the packets. Connections to ::1, and all connections
-if there are no such rules, are accepted from the socket and forwarded by this process.
+other user can bind it. The host's rules (see host_rules) forward all packets that they can. Some connections reach
+the socket: those to ::1, those on a host that does not track connections of its loopback, and all if there are no such
+rules. They are accepted and forwarded by this process.
 """
 
 from __future__ import annotations
@@ -77,43 +78,24 @@ class Published:
             else:
                 self._held += (_bound(port, number) for number in range(port.host_port, port.host_port + port.count))
             self.host_port = self._held[0].getsockname()[1]
-            if port.fd is None and rules is not None and self._is_same_version:
-                rules.publish(*self._rule, count=port.count)
-                self._rules = rules
-            if port.protocol == "tcp":
-                self._listen()
-            if port.fd is None and not self._is_redirected:
-                self._carry()
+            if port.fd is None:
+                self._carry(rules)
         except BaseException:
             self.close()
             raise
 
-    @property
-    def _is_same_version(self) -> bool:
-        return ip_address(self.port.host).version == ip_address(self._target).version
-
-    @property
-    def _is_redirected(self) -> bool:
-        """Whether the host's rules redirect all its connections, so that none reaches the socket."""
-        host = ip_address(self.port.host)
-        reached_by_loopback = host.version == 6 and (host.is_loopback or host.is_unspecified)
-        return self._rules is not None and not reached_by_loopback
-
-    def _listen(self) -> None:
-        """Listen after the rules redirect connections, so that none waits for an answer of this process."""
-        for number, held in enumerate(self._held, self.host_port):
-            try:
-                held.listen(_BACKLOG)
-            except OSError as error:
-                raise _refused(self.port, number, error) from None
-
-    def _carry(self) -> None:
+    def _carry(self, rules: HostRules | None) -> None:
         for index, held in enumerate(self._held):
             place = (self._target, self.port.container_port + index)
             if self.port.protocol == "tcp":
                 self._splicer.listen(held, partial(self._connect, place))
             else:
                 self._relays.append(_Relay(held, place, self._in_router))
+        where = ip_address(self.port.host)
+        can_redirect = where.version == 4 or not where.is_loopback
+        if rules is not None and can_redirect and where.version == ip_address(self._target).version:
+            rules.publish(*self._rule, count=self.port.count)
+            self._rules = rules
 
     @property
     def _rule(self) -> tuple[str, int, str, str, int]:
@@ -182,17 +164,15 @@ def _bound(port: Port, number: int) -> socket.socket:
             # This ignores only past connections. It is still an error if another process listens on the port.
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((port.host, number))
+        if kind == socket.SOCK_STREAM:
+            made.listen(_BACKLOG)
     except OSError as error:
         if made is not None:
             made.close()
-        raise _refused(port, number, error) from None
+        shown = f"[{port.host}]" if ":" in port.host else port.host
+        hint = _HINTS.get(error.errno or 0, "")
+        raise SetupError("publish", error.errno or 0, f"{shown}:{number}/{port.protocol}", hint) from None
     return made
-
-
-def _refused(port: Port, number: int, error: OSError) -> SetupError:
-    shown = f"[{port.host}]" if ":" in port.host else port.host
-    hint = _HINTS.get(error.errno or 0, "")
-    return SetupError("publish", error.errno or 0, f"{shown}:{number}/{port.protocol}", hint)
 
 
 class _Relay:

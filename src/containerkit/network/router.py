@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import threading
+from contextlib import ExitStack
 from errno import EHOSTUNREACH, ENOENT
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -206,23 +207,26 @@ class Router:
         linked = self.privileged and not firewalls.dropping()
         self.uplink = f"{PREFIX}{secrets.token_hex(4)}" if linked else ""
         self.pid = os.getpid()
-        self._closing: list[object] = [] if self._firewalls is None else [self._firewalls]
+        self._inside: list[Any] = []  # to close: what has sockets in the router, and the others
+        self._outside: list[Any] = [] if self._firewalls is None else [self._firewalls]
+        self._forwarding: Forwarding | None = None
         self.host_rules: HostRules | None = None
         self._numbers = iter(range(1, 1 << 30))
         self.lock = threading.RLock()
         self.users = 0
         self._leads_out = False
+        self._routed: set[str] = set()
         self._fds = self._made()
         closed_in_children(self)
         (self.netns,) = self._fds
         try:
             rules = Nfnetlink(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER))
             self.rules: RouterRules = RouterRules(rules, UPLINK, masquerade=not self.uplink)
-            self._closing.append(self.rules)
+            self._inside.append(self.rules)
             if self.uplink:
                 self._open_uplink()
             self.attendant: Attendant = Attendant(self.socket, self.rules, self.host_rules)
-            self._closing.append(self.attendant)
+            self._inside.append(self.attendant)
         except BaseException:
             self.close()
             raise
@@ -268,7 +272,7 @@ class Router:
                 return
             from containerkit.network import uplinks
 
-            self._closing.append(uplinks.start(self))
+            self._outside.append(uplinks.start(self))
             self._leads_out = True
 
     def check_forwarding(self) -> None:
@@ -292,10 +296,9 @@ class Router:
         ipv6 = has_ipv6()
         index = socket.if_nametoindex(self.uplink)
         self.run(_linking(self.uplink, index, _needed_addresses(ipv6=ipv6), ipv6=ipv6))
-        forwarding = Forwarding(self.uplink, ipv6=ipv6)
-        self._closing.append(forwarding)
-        self.host_rules = HostRules(Nfnetlink(), self.uplink, forwards_only_ours=forwarding.changed)
-        self._closing.append(self.host_rules)
+        self._forwarding = Forwarding(self.uplink, ipv6=ipv6)
+        self.host_rules = HostRules(Nfnetlink(), self.uplink, forwards_only_ours=self._forwarding.changed)
+        self._outside.append(self.host_rules)
         # Published ports of 127.0.0.1. Only this interface may send from 127.0.0.1 and get packets for it. Its other
         # end is the router, which forwards none, and the rules above accept only answers.
         self.run(write_sysctl(f"ipv4/conf/{self.uplink}/route_localnet", "1"))
@@ -333,11 +336,13 @@ class Router:
         via = _ROUTER_NEXT6 if ":" in subnet else _ROUTER_NEXT
         step = links.route(at, index, subnet, self.uplink, via=via)
         self.run([*calls.netlink_socket(0, at), step, calls.close(at)])
+        self._routed.add(subnet)
 
     def drop_route(self, subnet: str) -> None:
         """Remove that route. Has no effect if the link is gone."""
-        if not self.uplink:
+        if subnet not in self._routed:
             return
+        self._routed.discard(subnet)
         at = Slot("outside")
         try:
             index = socket.if_nametoindex(self.uplink)
@@ -350,27 +355,31 @@ class Router:
         """Close it. May be called twice, and has no effect in a forked child."""
         if os.getpid() != self.pid:
             return
-        closing, self._closing = self._closing[::-1], []
-        forwarding = [each for each in closing if isinstance(each, Forwarding)]
-        if closing and hasattr(self, "attendant"):
+        inside, self._inside = self._inside, []
+        outside, self._outside = self._outside[::-1], []
+        if inside and hasattr(self, "attendant"):
             self.attendant.end()
-        # The kernel waits for a grace period in nearly all of these, so they run at the same time.
-        ends: list[Any] = [each for each in closing if each not in forwarding]
-        concurrently([*[each.close for each in ends], self._cut])
+        # The kernel waits for a grace period to close a table, and all sockets of its namespace wait with it. So each
+        # namespace's sockets are closed one after the other, those with tables first, and both at the same time.
+        concurrently([lambda: _close(inside), lambda: _close(outside), self._drop_routes])
         while self._fds:
             os.close(self._fds.pop())
-        for last in forwarding:
-            last.close()
+        if self._forwarding is not None:
+            self._forwarding.close()
 
-    def _cut(self) -> None:
-        """Delete the link now. Otherwise the kernel removes the host's end later, in the background."""
-        if self._fds and self.uplink:
-            at = Slot("outside")
-            gone = links.delete_link(at, self.uplink, tolerate=(19,))
-            self.run([*calls.netlink_socket(0, at), gone, calls.close(at)])
+    def _drop_routes(self) -> None:
+        """Remove the routes of all subnets, so that these can be used again before the kernel has removed the link."""
+        for subnet in tuple(self._routed):
+            self.drop_route(subnet)
 
     def __repr__(self) -> str:
         return f"<Router {self.uplink or 'without a link'} {'open' if self._fds else 'closed'}>"
+
+
+def _close(each: Iterable[Any]) -> None:
+    with ExitStack() as ends:  # each is tried, even if others fail
+        for one in reversed(tuple(each)):
+            ends.callback(one.close)
 
 
 def _last(mappings: Iterable[IdMapping]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from struct import pack
 
 from containerkit._native import constants as k
+from containerkit.oci import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ def read(wanted: Capabilities | None) -> Masks:
 
 def own_permitted() -> int:
     """Return the permitted capabilities of this process. Source: proc_pid_status(5), CapPrm."""
-    with open("/proc/self/status", "rb") as file:
-        text = file.read()
+    text = files.read("/proc/self/status")
     at = text.index(b"CapPrm:")
     return int(text[at + 7 : text.index(b"\n", at)].strip(), 16)
 

@@ -12,6 +12,7 @@ import time
 from _signal import pidfd_send_signal  # type: ignore[import-not-found] # signal itself loads enum
 from errno import EBUSY, ENOENT
 
+from containerkit.oci import files
 from containerkit.oci.errors import RuntimeFailure, refused_file
 
 TYPE_CHECKING = False
@@ -88,8 +89,7 @@ def hierarchies() -> list[Hierarchy]:
 
 
 def _lines(path: str) -> list[str]:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read().splitlines()
+    return os.fsdecode(files.read(path)).splitlines()
 
 
 def _unescape(text: str) -> str:
@@ -311,21 +311,11 @@ def write(path: str, value: str) -> None:
 
 
 def _read(path: str, directory: int | None = None) -> str:
-    """Return a control file's text, or an empty string if it does not exist."""
+    """Return a control file's text, or an empty string if it can't be read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        return files.read(path, directory).decode("ascii", "replace")
     except OSError:
         return ""
-    try:
-        text = chunk = os.read(fd, 65536)
-        while chunk:
-            chunk = os.read(fd, 65536)
-            text += chunk
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)
-    return text.decode("ascii", "replace")
 
 
 read_file = _read

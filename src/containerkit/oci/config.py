@@ -6,6 +6,7 @@ Source: OCI runtime-spec, config.md and config-linux.md; the names are the speci
 from __future__ import annotations
 
 from containerkit import jsontext
+from containerkit.oci import files
 from containerkit.oci.checks import check
 from containerkit.oci.errors import RuntimeFailure, strerror
 from containerkit.oci.resources import Resources
@@ -432,8 +433,7 @@ def load(bundle: str, name: str = "config.json") -> tuple[bytes, Config]:
     """
     path = name if name.startswith("/") else f"{bundle}/{name}"
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = files.read(path)
     except OSError as error:
         raise RuntimeFailure(f"open {path}: {strerror(error.errno or 0)}") from None
     return content, parse(content, path)

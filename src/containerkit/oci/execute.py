@@ -6,7 +6,7 @@ import os
 
 from containerkit import jsontext
 from containerkit._native import constants as k
-from containerkit.oci import capabilities, foreground, kernel, protocol, store
+from containerkit.oci import capabilities, files, foreground, kernel, protocol, store
 from containerkit.oci import config as configuration
 from containerkit.oci.channel import Channel
 from containerkit.oci.checks import check_process
@@ -73,8 +73,7 @@ def _process(flags: Flags, config: Config) -> Process:
 
 def _from_file(path: str) -> Process:
     try:
-        with open(path, "rb") as file:
-            content = jsontext.loads(file.read())
+        content = jsontext.loads(files.read(path))
     except OSError as error:
         raise RuntimeFailure(f"open {path}: {strerror(error.errno or 0)}") from None
     except ValueError as error:

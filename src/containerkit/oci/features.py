@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from containerkit import jsontext
-from containerkit._linux.procfs import last_capability
+from containerkit._linux.last_capability import last_capability
 from containerkit.oci import capabilities, config, filters, mountoptions, payload
 from containerkit.oci.main import SPEC_VERSION
 

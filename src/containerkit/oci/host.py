@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from stat import S_IFCHR
 
-from containerkit._linux.procfs import last_capability
+from containerkit._linux.last_capability import last_capability
 from containerkit.oci import capabilities, kernel, store
 from containerkit.oci.checks import RLIMITS
 from containerkit.oci.errors import ConfigError, RuntimeFailure, strerror

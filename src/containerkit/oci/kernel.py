@@ -159,15 +159,18 @@ def sealed_init() -> int:
 
     from containerkit import _native
 
-    with open(os.path.join(os.path.dirname(_native.__file__), "init"), "rb") as file:
-        content = file.read()
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         fd = os.memfd_create("init", flags | 0x10)  # MFD_EXEC, since Linux 6.3
     except OSError:
         fd = os.memfd_create("init", flags)
     os.fchmod(fd, 0o111)
-    os.write(fd, content)
+    source = os.open(os.path.join(os.path.dirname(_native.__file__), "init"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while os.sendfile(fd, source, None, 1 << 20):
+            pass
+    finally:
+        os.close(source)
     fcntl.fcntl(fd, 1033, 0x0F)  # F_ADD_SEALS: seal, shrink, grow, write
     return fd
 

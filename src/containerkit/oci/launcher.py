@@ -4,7 +4,7 @@ It is the front end, ``_native/front.c``, which does ``state``, ``start``, ``kil
 interpreter. For everything else it executes Python. The Python of the front end that pip installs searches all
 installed packages for startup hooks, which takes longer than these verbs. This one names the interpreter and the two
 directories that are needed, and Python searches nothing else. It does not collect garbage or clean up at exit, because
-the process lives only for milliseconds.
+the process lives only for milliseconds. The bytecode that ``create`` and ``exec`` need is at its end (``bytecode.py``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def program() -> bytes:
     Raises:
         RuntimeFailure: see :func:`text`.
     """
-    return front.configured(sys.executable, _code(front.RESUMED)) or os.fsencode(text())
+    size = front.size()
+    carried = _carried() if size else b""
+    return front.configured(sys.executable, _code(front.RESUMED, size, carried), carried) or os.fsencode(text())
 
 
 def text() -> str:
@@ -45,23 +47,57 @@ def text() -> str:
     return f"{first}\n{_code('')}"
 
 
-def _code(arguments: str) -> str:
-    """Return the Python code that runs the command, given the arguments of ``main``."""
+def _carried() -> bytes:
+    """Return the bytecode to carry, gathered by a new interpreter.
+
+    Raises:
+        RuntimeFailure: the interpreter can't import the modules.
+    """
+    import subprocess
+
+    code = "from containerkit.oci.bytecode import gather\nsys.stdout.buffer.write(gather())\n"
+    words = [sys.executable, "-ISc", f"import sys\nsys.path += {_directories()!r}\n{code}"]
+    done = subprocess.run(words, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeFailure(f"{sys.executable}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
+def _code(arguments: str, place: int = 0, carried: bytes = b"") -> str:
+    """Return the Python code that runs the command.
+
+    Args:
+        arguments: those of ``main``.
+        place: the offset in the front end of what it carries.
+        carried: that. If there is any, the first argument that the front end passes is a descriptor of itself.
+    """
+    lines = ["import gc, sys", "gc.disable()", f"sys.path += {_directories()!r}"]
+    if carried:
+        lines += [
+            "fd = sys.argv.pop(1)",
+            "if fd:",
+            " import marshal, posix",
+            " from _frozen_importlib_external import MAGIC_NUMBER",
+            f" content = posix.pread(int(fd), {len(carried)}, {place})",
+            " posix.close(int(fd))",
+            f" if content[:4] == MAGIC_NUMBER and len(content) == {len(carried)}:",
+            "  code, table = marshal.loads(memoryview(content)[4:])",
+            "  names = {'__name__': 'containerkit.oci.bytecode'}",
+            "  exec(code, names)",
+            "  names['install'](table, content)",
+        ]
+    lines += ["from containerkit.oci.main import leave, main", f"leave(main({arguments}))", ""]
+    return "\n".join(lines)
+
+
+def _directories() -> list[str]:
+    """Return the directories in which Python finds this package and cffi's module."""
     import _cffi_backend  # type: ignore[import-untyped] # cffi ships no types of it
 
     import containerkit
 
-    directories: dict[str, None] = {}
-    for module in (containerkit.__file__, _cffi_backend.__file__):
-        place = os.path.dirname(module)
-        directories[os.path.dirname(place) if module is containerkit.__file__ else place] = None
-    return (
-        "import gc, sys\n"
-        "gc.disable()\n"
-        f"sys.path += {list(directories)!r}\n"
-        "from containerkit.oci.main import leave, main\n"
-        f"leave(main({arguments}))\n"
-    )
+    package = os.path.dirname(os.path.dirname(containerkit.__file__))
+    return list(dict.fromkeys((package, os.path.dirname(_cffi_backend.__file__))))
 
 
 def _hidden_from_others() -> str:

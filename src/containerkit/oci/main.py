@@ -223,7 +223,7 @@ def main(words: Sequence[str] | None = None, *, resumed: str | None = None) -> i
         journal.error(str(error))
     except OSError as error:
         what = f"{error.filename}: " if error.filename is not None else ""
-        journal.error(f"{verb}: {what}{strerror(error.errno or 0)}")
+        journal.error(f"{verb or 'write'}: {what}{strerror(error.errno or 0)}")
     except ImportError as error:
         journal.error(f"{error} (hint: the runtime needs containerkit's compiled module: install it from a wheel)")
     except KeyboardInterrupt:
@@ -276,21 +276,29 @@ def _perform(verb: str, rest: Sequence[str], options: Flags, journal: Log, resum
 def _version() -> int:
     from containerkit import __version__
 
-    sys.stdout.write(f"containerkit-oci version {__version__}\ncommit: {__version__}\nspec: {SPEC_VERSION}\n")
-    sys.stdout.write("+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +CRIU\n")
+    return _tell(
+        f"containerkit-oci version {__version__}\ncommit: {__version__}\nspec: {SPEC_VERSION}\n"
+        "+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +CRIU\n"
+    )
+
+
+def _tell(text: str) -> int:
+    """Write a text for people. It is no error if the reader has read enough, as ``head`` has."""
+    try:
+        os.write(1, text.encode())
+    except BrokenPipeError:
+        return 0
     return 0
 
 
 def _usage() -> int:
-    sys.stdout.write(
+    return _tell(
         "usage: containerkit-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug]\n"
         "                        [--systemd-cgroup] [--cgroup-manager cgroupfs|systemd|disabled] VERB [FLAGS] [ID]\n\n"
         f"verbs: {' '.join(_VERBS)}\n"
     )
-    return 0
 
 
 def _verb_usage(verb: str, known: dict[str, str]) -> int:
     names = [f"--{name}" + (" VALUE" if kind == "value" else "") for name, kind in known.items() if len(name) > 1]
-    sys.stdout.write(f"usage: containerkit-oci {verb} {' '.join(f'[{name}]' for name in names)}\n")
-    return 0
+    return _tell(f"usage: containerkit-oci {verb} {' '.join(f'[{name}]' for name in names)}\n")

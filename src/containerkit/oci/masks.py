@@ -22,7 +22,8 @@ _F_DUPFD_CLOEXEC = 1030
 def masked_paths(builder: Builder) -> None:
     """Add the steps that hide paths: the host's null device covers a file, an empty filesystem covers a directory.
 
-    One filesystem covers all directories. It is made for the first one that is hidden.
+    One filesystem covers all directories: it is mounted on the first one, and its clones on the others. Linux before
+    6.15 does not clone a mount that is mounted nowhere.
 
     The first process opens the null device before the pivot, outside of the image
     (CVE-2025-31133).
@@ -34,32 +35,33 @@ def masked_paths(builder: Builder) -> None:
     if not S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
         raise RuntimeFailure("/dev/null of the host is not the null device: paths can't be masked with it")
     tape = builder.tape
-    null, at, tree, shared = tape.slot("null"), tape.slot("target"), tape.slot("tree"), tape.slot("shared mask")
+    null, at, tree = tape.slot("null"), tape.slot("target"), tape.slot("tree")
+    empty, shared = tape.slot("empty mask"), tape.slot("shared mask")
     tape.call("openat", k.AT_FDCWD, b"/dev/null", k.O_PATH | k.O_CLOEXEC, 0, target="/dev/null", result=null)
-    # Until a directory is hidden, the slot of that filesystem holds the null device, which can't be mounted on one.
+    # Until a directory is hidden, the slot of the mount to clone holds the null device, which can't be mounted on one.
     tape.call("fcntl", null, _F_DUPFD_CLOEXEC, 0, target="/dev/null", result=shared)
+    read_only = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
+    builder.new_filesystem("tmpfs", [("size", "0"), ("mode", "755")], read_only, empty, "empty directory for masks")
     move = k.MOVE_MOUNT_F_EMPTY_PATH | k.MOVE_MOUNT_T_EMPTY_PATH
     flags = k.OPEN_TREE_CLONE | k.OPEN_TREE_CLOEXEC | k.AT_EMPTY_PATH
     for path in paths:
+        mask = f"mask {path}"
         opened = builder.targets.try_open(path, at, ok=(ENOENT, ENOTDIR))
         tape.call("open_tree", null, b"", flags, target="null device", result=tree)
-        moved = tape.call("move_mount", tree, b"", at, b"", move, target=f"mask {path}", ok=(EINVAL, ENOTDIR))
+        moved = tape.call("move_mount", tree, b"", at, b"", move, target=mask, ok=(EINVAL, ENOTDIR))
         tape.step(k.STEP_CLOSE, "close", tree)
         tape.call("open_tree", shared, b"", flags, target="empty directory", result=tree)
-        again = tape.call("move_mount", tree, b"", at, b"", move, target=f"mask {path}", ok=(EINVAL, ENOTDIR))
-        tape.step(k.STEP_CLOSE, "close", tree)
+        again = tape.call("move_mount", tree, b"", at, b"", move, target=mask, ok=(EINVAL, ENOTDIR))
         tape.step(k.STEP_CLOSE, "close", shared)
-        read_only = k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
-        builder.new_filesystem("tmpfs", [("size", "0"), ("mode", "755")], read_only, tree, f"mask {path}")
-        tape.call("move_mount", tree, b"", at, b"", move, target=f"mask {path}")
-        tape.call("fcntl", tree, _F_DUPFD_CLOEXEC, 0, target="empty directory", result=shared)
+        tape.call("move_mount", empty, b"", at, b"", move, target=mask)
+        tape.call("fcntl", empty, _F_DUPFD_CLOEXEC, 0, target="empty directory", result=shared)
         tape.leap_here(again)
         tape.leap_here(moved)
         tape.step(k.STEP_CLOSE, "close", tree)
         tape.step(k.STEP_CLOSE, "close", at)
         tape.skip_here(opened)
-    tape.step(k.STEP_CLOSE, "close", null)
-    tape.step(k.STEP_CLOSE, "close", shared)
+    for slot in (null, empty, shared):
+        tape.step(k.STEP_CLOSE, "close", slot)
 
 
 def readonly_paths(builder: Builder) -> None:

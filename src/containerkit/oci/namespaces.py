@@ -198,8 +198,9 @@ def walk(
     image = kernel.sealed_init()
     tape = os.memfd_create("tape", os.MFD_CLOEXEC)
     try:
-        with os.fdopen(os.dup(tape), "wb") as file:
-            file.write(inner.image(argv, envp))
+        image_of_tape = memoryview(inner.image(argv, envp))
+        while image_of_tape:
+            image_of_tape = image_of_tape[os.write(tape, image_of_tape) :]
         words = [b"init", b"walk", b"%d" % tape, b"%d" % channel, b"0"]
         outer = stage.tape(image, [tape, channel, *passed])
         pid, pidfd, _ = kernel.spawn(outer, words, hides=stage.privileged)

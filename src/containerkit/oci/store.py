@@ -17,6 +17,7 @@ from errno import EEXIST
 from stat import S_ISDIR
 
 from containerkit import jsontext
+from containerkit.oci import files
 from containerkit.oci.errors import RuntimeFailure, strerror
 
 TYPE_CHECKING = False
@@ -75,8 +76,7 @@ def default_root() -> str:
 
 def in_user_namespace() -> bool:
     """Return whether this process is in a user namespace other than the initial one."""
-    with open("/proc/self/uid_map", "rb") as file:
-        return file.read().split() != [b"0", b"0", b"4294967295"]
+    return files.read("/proc/self/uid_map").split() != [b"0", b"0", b"4294967295"]
 
 
 def check_id(name: str) -> str:
@@ -167,15 +167,7 @@ class Entry:
         Raises:
             OSError: it does not exist.
         """
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
-        try:
-            content = chunk = os.read(fd, 1 << 20)
-            while chunk:
-                chunk = os.read(fd, 1 << 20)
-                content += chunk
-        finally:
-            os.close(fd)
-        return content
+        return files.read(name, self.fd)
 
     def has(self, name: str) -> bool:
         """Return whether there is a file of that name."""

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SLOTS", "Data", "Slot", "Tape"]
 
-_MORE_CALLS = {
-    "x86_64": {"accept4": 288},
-    "aarch64": {"accept4": 242},
-}.get(k.MACHINE, {})
+_CALLS = {
+    **k.SYSTEM_CALLS,
+    **{"x86_64": {"accept4": 288}, "aarch64": {"accept4": 242}}.get(k.MACHINE, {}),
+}
+_CALL, _INTEGER, _DATA, _SLOT = k.STEP_CALL, k.ARG_INTEGER, k.ARG_DATA, k.ARG_SLOT
 
 
 class Slot:
@@ -117,11 +118,38 @@ class Tape:
         Raises:
             ValueError: too many arguments or tolerated errors, a NUL inside a string.
         """
-        kinds, values = [], []
+        return self._add(kind, call, name, args, target, result, ok, hint)
+
+    def _add(
+        self,
+        kind: int,
+        call: int,
+        name: str,
+        args: tuple[Argument, ...],
+        target: str,
+        result: Slot | None,
+        ok: Sequence[int],
+        hint: str,
+    ) -> int:
+        """Add a step. A start adds hundreds of them."""
+        kinds: list[int] = []
+        values: list[int] = []
         for argument in args:
-            what, value = (k.ARG_INTEGER, argument) if type(argument) is int else self._argument(argument)
-            kinds.append(what)
-            values.append(value)
+            if isinstance(argument, int):
+                kinds.append(_INTEGER)
+                values.append(argument)
+            elif isinstance(argument, Slot):
+                kinds.append(_SLOT)
+                values.append(argument.number)
+            elif isinstance(argument, bytes):
+                kinds.append(_DATA)
+                values.append(self._packer.text(argument))
+            elif isinstance(argument, Data):
+                kinds.append(_DATA)
+                values.append(argument.offset)
+            else:
+                kinds.append(argument.kind)
+                values.append(0)
         self.names.append((name, target, hint))
         return self._packer.add(kind, call, NO_SLOT if result is None else result.number, kinds, values, ok)
 
@@ -144,10 +172,10 @@ class Tape:
             ok: error numbers that count as success, at most four.
             hint: the remedy to show when it fails.
         """
-        number = k.SYSTEM_CALLS.get(name) or _MORE_CALLS.get(name)
-        if number is None and name != "read":  # whose number is 0 on x86_64
+        number = _CALLS.get(name)
+        if number is None:
             raise ValueError(f"this machine has no system call {name}")
-        return self.step(k.STEP_CALL, name, *args, call=number or 0, target=target, result=result, ok=ok, hint=hint)
+        return self._add(_CALL, number, name, args, target, result, ok, hint)
 
     def skip_here(self, number: int) -> None:
         """Continue here if step ``number`` fails with a tolerated error."""
@@ -160,17 +188,6 @@ class Tape:
     def aim_here(self, number: int) -> None:
         """Let the process that step ``number`` clones continue here."""
         self._packer.aim(number, len(self))
-
-    def _argument(self, argument: Argument) -> tuple[int, int]:
-        if isinstance(argument, int):
-            return k.ARG_INTEGER, argument
-        if isinstance(argument, bytes):
-            return k.ARG_DATA, self._packer.text(argument)
-        if isinstance(argument, Slot):
-            return k.ARG_SLOT, argument.number
-        if isinstance(argument, Data):
-            return k.ARG_DATA, argument.offset
-        return argument.kind, 0
 
     def encode(self) -> tuple[bytes, bytes]:
         """Return the packed steps and the data that they point into."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from stat import S_ISCHR
 
-from containerkit.oci import kernel
+from containerkit.oci import files, kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def without_home(env: list[str]) -> list[str] | None:
 def may_set_groups(pid: int | str) -> bool:
     """Return whether a process's user namespace lets it change its groups. Source: proc_pid_setgroups(5)."""
     try:
-        with open(f"/proc/{pid}/setgroups", "rb") as file:
-            return file.read().strip() == b"allow"
+        return files.read(f"/proc/{pid}/setgroups").strip() == b"allow"
     except OSError:
         return True
 

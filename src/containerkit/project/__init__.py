@@ -3,7 +3,7 @@
 Source: the compose specification.
 """
 
-from __future__ import annotations
+from containerkit.late import lazy as _lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pod", "Project", "Service"]
 
+_PLACES = {"Pod": "kube", "Project": "project", "Service": "project"}
+"""A client of a running project needs none of them, and compose files need no pods."""
 
-def __getattr__(name: str) -> object:
-    """Import them on first use: a client of a running project needs none, and compose files need no pods."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{'kube' if name == 'Pod' else 'project'}"), name)
+__getattr__, __dir__ = _lazy(globals(), _PLACES)

@@ -32,7 +32,7 @@ _GPUS: Final = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "intel": "inte
 _OF_NVIDIA: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
 """Nodes that all GPUs of NVIDIA share."""
 
-_ALONE: Final = "the image must have the libraries of the driver, in its version"
+_ALONE: Final = "the image must have the libraries of the driver, in the same version"
 _ADVICE: Final = "create one (NVIDIA: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.json --format=json)"
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from containerkit.errors import ContainerError
@@ -60,12 +61,13 @@ def hold(project: Project, told: int, options: dict[str, Any]) -> int:
             stack.down(grace_s=0)
             supervisor.close()
             raise
-    except ContainerError as error:
+    except (ContainerError, OSError) as error:
         tell("error", ": ".join((*getattr(error, "__notes__", ()), str(error))))
         return 1
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end, args=(stack, supervisor)).start())
     quiet.set()
-    tell("done", None)
+    with suppress(BrokenPipeError):  # the caller was killed in the meantime; the project is up
+        tell("done", None)
     os.close(told)
     supervisor.ended.wait()
     stack.down()

@@ -178,7 +178,7 @@ class _Planning:
         self._steps: dict[str, Step] = {}
         self._starts: dict[str, list[str]] = {}
         self._replaced: set[str] = set()  # services of which a running container is replaced
-        self._renewed: set[str] = set()  # services whose first container is another one than before
+        self._renewed: set[str] = set()  # services whose first container is replaced
 
     def up(self, services: Collection[str] | None) -> Plan:
         chosen = [name for name in normal.order(self._services) if services is None or name in self._wanted(services)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit.errors import SpecError
+from containerkit.meanings import explained
 from containerkit.project import normal
 from containerkit.project.dotenv import read_dotenv
 from containerkit.project.load import Loading, find_files, project_name
@@ -32,6 +33,7 @@ _service = fields(SERVICE)
 _model = fields(MODEL)
 
 
+@explained
 class Service:
     """One service of a project, like an entry of ``services`` in a compose file.
 
@@ -40,7 +42,9 @@ class Service:
         Service(image="postgres:16", environment={"POSTGRES_PASSWORD": "x"}, healthcheck={"test": "pg_isready"})
 
     Args:
-        keys: the keys of the compose specification, in their short or long forms.
+        options: see :class:`containerkit.project.options.ServiceOptions`.
+
+    Each key may have its short or its long form.
 
     Attributes:
         keys: the keys in their long forms.

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from containerkit._linux.listeners import refuse_stopped
 from containerkit.errors import StateError
 from containerkit.project.sockets import socket_path
 
@@ -34,6 +35,7 @@ class Remote:
 
     Raises:
         NotUpError: it is not up.
+        StateError: its process was stopped by a signal.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,6 +49,11 @@ class Remote:
         except OSError:
             made.close()
             raise NotUpError(f"project {self.name}: it is not up; 'up' starts it") from None
+        try:
+            refuse_stopped(made, f"project {self.name}")
+        except StateError:
+            made.close()
+            raise
         return made
 
     def ask(self, verb: str, *, fds: tuple[int, ...] = (), **request: Any) -> Any:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import socket
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from containerkit._linux.listeners import has_listener
 from containerkit.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["directory", "names", "socket_path"]
+__all__ = ["alone", "directory", "names", "socket_path", "sweep"]
 
 
 def directory() -> str:
@@ -38,11 +39,39 @@ def names() -> Iterator[str]:
         return
     for entry in entries:
         if entry.endswith(".sock"):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                try:
-                    probe.connect(os.path.join(directory(), entry))
-                except OSError:  # its process was killed
-                    with suppress(FileNotFoundError):
-                        os.unlink(os.path.join(directory(), entry))
-                    continue
-            yield entry.removesuffix(".sock")
+            if has_listener(_path(entry)):
+                yield entry.removesuffix(".sock")
+            else:  # its process was killed
+                with suppress(FileNotFoundError):
+                    os.unlink(_path(entry))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other process gives a socket its name, and keep others from doing so."""
+    os.makedirs(directory(), mode=0o700, exist_ok=True)
+    fd = os.open(directory(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def sweep() -> list[str]:
+    """Remove the sockets of killed processes. Return their paths."""
+    try:
+        if not os.path.isdir(directory()):
+            return []
+    except StateError:
+        return []
+    with alone():
+        gone = [path for path in map(_path, os.listdir(directory())) if not has_listener(path)]
+        for path in gone:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+    return gone
+
+
+def _path(entry: str) -> str:
+    return os.path.join(directory(), entry)

@@ -16,10 +16,11 @@ from contextlib import suppress
 from subprocess import DEVNULL
 from typing import TYPE_CHECKING, Any, Final
 
+from containerkit._linux.listeners import has_listener
 from containerkit.errors import ContainerError, SpecError, StateError
 from containerkit.project.project import Project
 from containerkit.project.replica import signal_number
-from containerkit.project.sockets import socket_path
+from containerkit.project.sockets import alone, socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,29 +48,25 @@ class Supervisor:
         self.stack = stack
         self.ended = threading.Event()
         self._path = socket_path(stack.project.name)
-        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._bind()
+            with alone():
+                self._bind()
         except BaseException:
             self._listening.close()
             raise
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _bind(self) -> None:
+        if has_listener(self._path):
+            raise StateError(f"project {self.stack.project.name}: it is already up; 'down' ends it")
         # Bound to a temporary name and renamed, so that every socket with the final name has had a listener.
         aside = f"{self._path}.{os.getpid()}"
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
         self._listening.bind(aside)
         self._listening.listen(64)
-        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with probe:
-            try:
-                probe.connect(self._path)
-            except OSError:
-                os.rename(aside, self._path)
-                return
-        os.unlink(aside)
-        raise StateError(f"project {self.stack.project.name}: it is already up; 'down' ends it")
+        os.rename(aside, self._path)
 
     def close(self) -> None:
         """Stop answering."""
@@ -96,19 +93,22 @@ class Supervisor:
                 if uid not in (0, os.geteuid()):
                     return
                 request, fds = _received(connection)
-                reply = _Reply(connection)
                 try:
-                    reply.send("done", self._do(request, fds, reply))
-                except ContainerError as error:
-                    text = ": ".join((*getattr(error, "__notes__", ()), str(error)))
-                    reply.send("error", text)
-                if request.get("verb") == "down" and not request.get("services"):
-                    self.close()
+                    self._reply(request, fds, _Reply(connection))
+                finally:  # even if the client was killed before the answer
+                    if request["verb"] == "down" and not request.get("services"):
+                        self.close()
         except (OSError, ValueError):
             return
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _reply(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> None:
+        try:
+            reply.send("done", self._do(request, fds, reply))
+        except ContainerError as error:
+            reply.send("error", ": ".join((*getattr(error, "__notes__", ()), str(error))))
 
     def _do(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> Any:
         verb = str(request["verb"])

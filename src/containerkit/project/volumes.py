@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from containerkit import volume
-from containerkit.volume.volume import place_of
+from containerkit.volume.place import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -97,7 +97,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def _is_left_out(item: pytest.Item) -> bool:
-    """Return whether it can't be told here what becomes of it: with ``--setup-plan`` and the like nothing is run."""
+    """Return whether no test is run, as with ``--setup-plan`` and the like."""
     return bool(item.config.getoption("setuponly", default=False) or item.config.getoption("setupplan", default=False))
 
 

@@ -251,10 +251,10 @@ def last_capability() -> int:
     """Return the number of the last capability that this kernel knows.
 
     Raises:
-        OSError: as for :func:`containerkit._linux.procfs.last_capability`.
+        OSError: as for :func:`containerkit._linux.last_capability.last_capability`.
     """
     if not _last:
-        from containerkit._linux import procfs
+        from containerkit._linux import last_capability as linux
 
-        _last.append(procfs.last_capability())
+        _last.append(linux.last_capability())
     return _last[0]

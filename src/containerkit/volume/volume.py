@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -18,40 +18,17 @@ import attrs
 from containerkit import late
 from containerkit.errors import CleanupError, SetupError, SpecError, StateError
 from containerkit.spec.mount import Mount
+from containerkit.start.removal import remove_tree
+from containerkit.volume.place import changing, place_of, root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from containerkit.image import Image
 
-__all__ = ["Volume", "create", "get", "place_of", "prune", "used", "volumes"]
+__all__ = ["Volume", "create", "get", "prune", "used", "volumes"]
 
-_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 _RECORD: Final = "volume.json"
-
-
-def _root() -> str:
-    chosen = os.environ.get("CONTAINERKIT_VOLUMES")
-    if chosen:
-        return os.path.abspath(chosen)
-    if os.geteuid() == 0:
-        return "/var/lib/containerkit/volumes"
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(data, "containerkit/volumes")
-
-
-def place_of(name: str) -> str:
-    """Return the directory of a volume and its record.
-
-    Raises:
-        SpecError: the name is invalid.
-    """
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-        raise SpecError(
-            f"volume {name!r:.60}: a name has 1 to 255 letters, digits, '_', '.' and '-', and begins with a letter or "
-            "digit"
-        )
-    return os.path.join(_root(), name)
 
 
 @attrs.frozen(kw_only=True)
@@ -104,7 +81,7 @@ class Volume:
         """
         from containerkit.volume.filling import fill
 
-        return fill(image, target, self.path)
+        return fill(image, target, self.path, self.users)
 
     def users(self) -> list[str]:
         """Return the ids of the recorded containers that use it, running or not."""
@@ -147,18 +124,21 @@ class Volume:
             StateError: it does not exist, or a recorded container uses it.
             CleanupError: a file could not be removed.
         """
-        from containerkit.start.removal import remove_tree
-
         self._refuse_users()
         place = place_of(self.name)
-        if not os.path.isdir(place):
-            raise StateError(f"volume {self.name}: no such volume")
-        if self._project is not None:
-            from containerkit.volume.quota import unlimited
+        aside = _aside(self.name)  # an interrupted removal leaves no volume with half of its files
+        with changing():
+            try:
+                os.rename(place, aside)
+            except FileNotFoundError:
+                raise StateError(f"volume {self.name}: no such volume") from None
+            if self._project is not None:
+                from containerkit.volume.quota import unlimited
 
-            unlimited(place, self._project)
-        if not remove_tree(Path(place)):
-            raise CleanupError((place,))
+                unlimited(aside, self._project)
+            if not remove_tree(Path(aside)):
+                os.rename(aside, place)
+                raise CleanupError((place,))
 
     def _refuse_users(self) -> None:
         if users := self.users():
@@ -212,15 +192,18 @@ def create(
         if exist_ok:
             return get(name)
         raise StateError(f"volume {name}: it already exists")
-    return _made(name, place, limit, dict(labels or {}), exist_ok=exist_ok)
+    with changing():
+        return _made(name, place, limit, dict(labels or {}), exist_ok=exist_ok)
+
+
+def _aside(name: str) -> str:
+    """Return the temporary path of a volume that is being created or removed."""
+    return os.path.join(root(), f".{name[:200]}.{os.urandom(4).hex()}")
 
 
 def _made(name: str, place: str, limit: int | None, labels: dict[str, str], *, exist_ok: bool) -> Volume:
     """Create the directory of a volume under a temporary name, and rename it when it is complete."""
-    from containerkit.start.removal import remove_tree
-
-    temporary = os.path.join(_root(), f".{name[:200]}.{os.urandom(4).hex()}")
-    project = None
+    temporary, project = _aside(name), None
     try:
         os.makedirs(temporary, mode=0o700)
         if limit is not None:
@@ -261,9 +244,13 @@ def used(name: str, image: Image | None = None, target: str = "", *, labels: Map
         SpecError: the name is invalid.
         SetupError: it can't be created or filled.
     """
+    from containerkit.volume.filling import complete
+
     volume = create(name, labels=labels, exist_ok=True)
     if image is not None and target:
         volume.fill(image, target)
+    else:
+        complete(volume.path, volume.users)
     return volume
 
 
@@ -284,10 +271,15 @@ def get(name: str) -> Volume:
 def volumes() -> list[Volume]:
     """Return all volumes of this user, by name."""
     try:
-        names = sorted(os.listdir(_root()))
+        names = sorted(os.listdir(root()))
     except FileNotFoundError:
         return []
-    return [get(name) for name in names if name[0] != "." and os.path.exists(os.path.join(_root(), name, _RECORD))]
+    found = []
+    for name in names:
+        if name[0] != "." and os.path.exists(os.path.join(root(), name, _RECORD)):
+            with suppress(StateError):  # it was removed in the meantime
+                found.append(get(name))
+    return found
 
 
 def prune(*, labels: Mapping[str, str | None] | None = None) -> list[str]:
@@ -306,6 +298,9 @@ def prune(*, labels: Mapping[str, str | None] | None = None) -> list[str]:
         if all(key in volume.labels and value in (None, volume.labels[key]) for key, value in wanted)
         and not volume.users()
     ]
+    removed = []
     for volume in unused:
-        volume.remove()
-    return [volume.name for volume in unused]
+        with suppress(StateError):  # it was removed or used in the meantime
+            volume.remove()
+            removed.append(volume.name)
+    return removed

@@ -156,7 +156,7 @@ def _define_creation(parser: argparse.ArgumentParser) -> None:
 
 
 def _define_up(verbs: Any) -> None:
-    up = _services(verbs.add_parser("up", help="start the services, or update running ones to the files"))
+    up = _services(verbs.add_parser("up", help="start the services, or update running ones to match the files"))
     up.add_argument(
         "-d",
         "--detach",

@@ -239,6 +239,8 @@ def _port(options: argparse.Namespace) -> int:
 
 
 def _ls(options: argparse.Namespace) -> int:
+    from containerkit.cli.commands import complain
+    from containerkit.errors import StateError
     from containerkit.project.remote import Remote
     from containerkit.project.sockets import names
 
@@ -247,8 +249,12 @@ def _ls(options: argparse.Namespace) -> int:
     for name in names():
         if not all(text in name for text in wanted):
             continue
-        holder = Remote(name)
-        states = [row["State"] for row in holder.ask("ps")]
+        try:
+            holder = Remote(name)
+            states = [row["State"] for row in holder.ask("ps")]
+        except StateError as error:  # it ended in the meantime, or can't answer
+            complain(str(error))
+            continue
         status = ", ".join(f"{state}({states.count(state)})" for state in dict.fromkeys(states))
         rows.append((name, status, _files(holder)))
     if options.quiet:

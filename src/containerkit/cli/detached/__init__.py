@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from containerkit.cli.commands import complain
+from containerkit.cli.commands import complain, printable
 from containerkit.errors import ContainerError
 from containerkit.typed import NamedTuple
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from containerkit.detached.container import Detached
 
-__all__ = ["Verb", "for_each", "formatted", "listed", "say", "table"]
+__all__ = ["Verb", "for_each", "formatted", "listed", "say", "say_safely", "table"]
 
 
 class Verb(NamedTuple):
@@ -35,6 +35,11 @@ def say(text: str) -> None:
     """Write a line to stdout."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def say_safely(text: str) -> None:
+    """Write a text that others may have chosen, such as a path, as one line that can't control a terminal."""
+    say(printable(text).replace("\n", "\\n"))
 
 
 def for_each(names: Iterable[str], do: Callable[[Detached], object]) -> int:

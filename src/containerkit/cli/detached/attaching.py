@@ -149,13 +149,12 @@ class _Typing(threading.Thread):
             os.close(fd)
 
     def _hand_on(self, typed: bytes) -> bool:
-        assert self._fd is not None
         passed = bytearray()
         for key in typed:
             if self._keys and key == self._keys[self._matched]:
                 self._matched += 1
                 if self._matched == len(self._keys):
-                    os.write(self._fd, passed)
+                    self._write(passed)
                     return True
                 continue
             passed += self._keys[: self._matched]
@@ -164,10 +163,15 @@ class _Typing(threading.Thread):
                 self._matched = 1
             else:
                 passed.append(key)
-        select.select([], [self._fd], [])
-        while passed:
-            del passed[: os.write(self._fd, passed)]
+        self._write(passed)
         return False
+
+    def _write(self, passed: bytearray) -> None:
+        """Write all of it. A terminal does not block, because the keeper reads from it."""
+        while self._fd is not None and passed:
+            select.select([], [self._fd], [])
+            with suppress(BlockingIOError):
+                del passed[: os.write(self._fd, passed)]
 
 
 attach = Verb(_define_attach, _attach)

@@ -7,7 +7,7 @@ import sys
 import time
 
 from containerkit.cli import elsewhere
-from containerkit.cli.detached import Verb, formatted, listed, say, table
+from containerkit.cli.detached import Verb, formatted, listed, say, say_safely, table
 from containerkit.cli.plain import SUPPRESS
 from containerkit.container.lifecycle import Container
 from containerkit.detached.container import containers, find
@@ -194,7 +194,7 @@ def _diff(options: argparse.Namespace) -> int:
         say(json.dumps([{"path": change.path, "kind": change.kind} for change in changes], indent=2))
         return 0
     for change in find(options.name).changes():
-        say(f"{letters[change.kind]} {change.path}")
+        say_safely(f"{letters[change.kind]} {change.path}")
     return 0
 
 

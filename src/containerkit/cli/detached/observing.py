@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import values
-from containerkit.cli.detached import Verb, listed, say
+from containerkit.cli.detached import Verb, listed, say, say_safely
 from containerkit.detached.container import find
 from containerkit.errors import SpecError
 
@@ -57,8 +57,12 @@ def _events(options: argparse.Namespace) -> int:
         for event in stream.events(since=since, until=options.until, follow=follow)
         if all(any(_fits(event, name, each) for each in some) for name, some in wanted.items())
     )
-    for line in map(_line, chosen) if options.format is None else listed(options.format, map(_fields, chosen)):
-        say(line)
+    if options.format is None:
+        for event in chosen:
+            say_safely(_line(event))
+    else:
+        for line in listed(options.format, map(_fields, chosen)):
+            say(line)
     return 0
 
 

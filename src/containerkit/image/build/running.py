@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from containerkit._linux.procfs import last_capability
+from containerkit._linux.last_capability import last_capability
 from containerkit.container.lifecycle import Container
 from containerkit.errors import ExitError, SpecError
 from containerkit.image.build.agent import forwarded_agent

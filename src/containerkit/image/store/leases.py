@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from errno import ENOSPC
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from containerkit.descriptors import Closing
 from containerkit.errors import SpecError
 from containerkit.image.digest import Digest
-from containerkit.image.store.locks import locked, try_lock
+from containerkit.image.store.locks import locked, opened, refused, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +41,7 @@ class Lease(Closing):
             self._file = shared
             return
         with locked(gate, exclusive=False):
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._file = opened(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
             try_lock(self._file)
 
     def fileno(self) -> int:
@@ -51,13 +52,28 @@ class Lease(Closing):
         return f"<Lease on {len(self._claimed)} digests: {'closed' if self._file < 0 else 'held'}>"
 
     def claim(self, digests: Iterable[Digest]) -> None:
-        """Claim more digests. Waits while a collection is running."""
+        """Claim more digests. Waits while a collection is running.
+
+        Raises:
+            SetupError: the disk is full or not writable. Nothing more is claimed.
+        """
         new = [digest for digest in digests if digest not in self._claimed]
         if not new:
             return
         with locked(self._gate, exclusive=False):
-            os.write(self._file, "".join(f"{digest}\n" for digest in new).encode())
+            self._append("".join(f"{digest}\n" for digest in new).encode())
         self._claimed.update(new)
+
+    def _append(self, lines: bytes) -> None:
+        """Write whole lines or nothing, because a collection ignores incomplete ones."""
+        size = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, lines)
+        except OSError as error:
+            raise refused("write", self._path, error) from None
+        if written != len(lines):
+            os.ftruncate(self._file, size)
+            raise refused("write", self._path, OSError(ENOSPC, os.strerror(ENOSPC)))
 
     def close(self) -> None:
         """Release the claim. May be called twice."""

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 from contextlib import contextmanager
+from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ __all__ = [
     "IDS",
     "UNPLACED",
     "locked",
+    "opened",
     "refused",
     "replace_file",
     "sync_directory",
@@ -35,6 +37,14 @@ UNPLACED: Final = re.compile(r"\..+\.[0-9a-f]{12}")
 """The names of temporary files, see :func:`replace_file`."""
 
 
+_HINTS: Final = {
+    ENOSPC: "the disk is full: free some space, collect unused images, or choose another store",
+    EDQUOT: "the quota is exhausted: collect unused images, or choose another store",
+    EACCES: "choose a store that this user may write to",
+    EROFS: "the filesystem is read-only; choose another store",
+}
+
+
 @contextmanager
 def locked(path: Path, *, exclusive: bool) -> Iterator[int]:
     """Hold a lock on a file, which is created if it does not exist. Wait without a timeout.
@@ -48,14 +58,32 @@ def locked(path: Path, *, exclusive: bool) -> Iterator[int]:
     Yields:
         The open descriptor.
 
+    Raises:
+        SetupError: the file can't be created.
+
     Source: flock(2).
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = opened(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def opened(path: Path, flags: int) -> int:
+    """Open or create a file of a store.
+
+    Raises:
+        SetupError: the disk is full or not writable.
+        OSError: another error.
+    """
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in _HINTS:
+            raise refused("open", path, error) from None
+        raise
 
 
 def try_lock(descriptor: int) -> bool:
@@ -102,14 +130,8 @@ def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 def refused(operation: str, path: Path, error: OSError) -> SetupError:
     """Convert an error of the filesystem to a SetupError, with a remedy if there is one."""
-    hints = {
-        28: "the disk is full: free some space, collect unused images, or choose another store",
-        122: "the quota is exhausted: collect unused images, or choose another store",
-        13: "choose a store that this user may write to",
-        30: "the filesystem is read-only; choose another store",
-    }
     number = error.errno or 5
-    return SetupError(operation, number, os.fspath(path), hints.get(number, ""))
+    return SetupError(operation, number, os.fspath(path), _HINTS.get(number, ""))
 
 
 @contextmanager
