@@ -392,6 +392,19 @@ def test_an_image_is_built(name, tmp_path):
     assert Image.get(f"{name}-a", pull="never").config.defaults.labels == {"X": "1", "Y": "2"}
 
 
+def test_a_command_runs_beside_the_services(name):
+    made = Project(name=name, services={"a": Service(image="box:1", command=["sleep", "1000"], stop_signal="KILL")})
+    with made.up() as stack:
+        beside = stack.run_detached("a", ["sh", "-c", "echo beside; exec sleep 1000"], name=f"{name}-x", user="1:1")
+        until(lambda: lines(stack, "a") == ["beside"])
+        assert beside.run(["id", "-u"], text=True).stdout == "0\n"
+        assert stack.apply().steps == ()  # a plan does not count it
+        assert [each.name for each in stack.containers()] == [f"{name}-a-1"]
+    assert beside.status == "exited"
+    actions = [event.action for event in stack.events(until=time.time()) if event.container == f"{name}-x"]
+    assert actions == ["create", "start", "stop", "die"]
+
+
 def test_a_build_uses_directories_and_images_of_other_services(name, tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "file").write_text("from the directory")

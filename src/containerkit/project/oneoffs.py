@@ -88,10 +88,10 @@ class OneOffs(Waiting):
 
     def run_detached(
         self,
-        project: Project,
         service: str,
         argv: Sequence[str] = (),
         *,
+        project: Project | None = None,
         user: str | None = None,
         cwd: str | None = None,
         name: str | None = None,
@@ -101,14 +101,16 @@ class OneOffs(Waiting):
         """Start a command in an additional container of a service, and return at once. It ends with the project.
 
         Args:
-            project, service, name, aliases: see :meth:`one_off`.
+            service, name, aliases: see :meth:`one_off`.
             argv: the command (default: that of the service).
+            project: one whose description of the service differs (default: the present one).
             user, cwd: the user and the working directory of the command (default: those of the service).
             remove: forget the container when the command has ended (default False).
 
         Raises:
             SpecError, ContainerError: it can't be started.
         """
+        project = project or self.project
         name = name or _new_name(project, service)
         made, network = self._prepared(project, service, name, aliases=aliases)
         given = {key: value for key, value in (("user", user), ("cwd", cwd)) if value is not None}

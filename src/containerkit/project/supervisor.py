@@ -191,7 +191,7 @@ class Supervisor:
         name, aliases = request.get("name"), bool(request.get("aliases"))
         if request.get("detach"):
             return self.stack.run_detached(
-                project, request["service"], request["argv"], name=name, aliases=aliases,
+                request["service"], request["argv"], project=project, name=name, aliases=aliases,
                 remove=bool(request.get("remove")), **request.get("options", {}),
             ).name  # fmt: skip
         with self.stack.one_off(project, request["service"], name=name, aliases=aliases) as (container, recipe):
