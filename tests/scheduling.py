@@ -15,6 +15,7 @@ TOGETHER = {
             "test_cgroup_lifecycle",
             "test_cli_imports",
             "test_cli_run",
+            "test_compose_verbs",
             "test_detached",
             "test_detached_cli",
             "test_detached_death",

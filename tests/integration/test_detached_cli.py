@@ -208,7 +208,7 @@ def test_unit_of_systemd_makes_it_again(kept, name):
         (("run", "-d", "--network", "cni:nosuch", "--", "true"), "a CNI network must be removed"),
         (("run", "--device", "/etc/passwd", "--", "true"), "--bind"),
         (("run", "--gpus", "none-such", "--", "true"), "CDI"),
-        (("run", "--name", "x", "--", "true"), "add --detach"),
+        (("run", "--name", "x", "--timeout", "3", "--", "true"), "--name makes a recorded container"),
         (("run", "-d", "--timeout", "3", "--", "true"), "can't be used with --detach"),
         (("run", "-d", "--restart", "often", "--", "true"), "on-failure"),
         (("run", "--ip", "10.0.0.1", "--", "true"), "--network NAME"),

@@ -306,6 +306,26 @@ def test_an_init_killed_at_any_moment_of_the_start_ends_the_container():
 
 
 @needs_root
+def test_a_hanging_health_check_ends_with_the_container_where_process_1_reaps_nothing():
+    done = in_mounts_of_its_own(
+        """
+        import os, time
+        from containerkit import Container
+        options = {"health_command": "trap '' TERM; sleep 200", "health_interval_s": 0.1}
+        one = Container().detach(command=["sleep", "100"], **options)
+        def checks():
+            return sum(b"sleep\\x00200" in open(f"/proc/{pid}/cmdline", "rb").read() for pid in one.members())
+        while not checks():
+            time.sleep(0.01)
+        one.stop(0)
+        print(one.status, os.getpid())
+        """,
+        "--pid", "--fork", "--mount-proc", "--kill-child", records=True,
+    )  # fmt: skip
+    assert done.stdout == "exited 1\n", done
+
+
+@needs_root
 def test_sweep_leaves_the_files_of_a_container_whose_record_is_elsewhere():
     done = in_mounts_of_its_own(
         """

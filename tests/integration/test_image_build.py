@@ -122,6 +122,29 @@ CMD hello
     assert () == child.defaults.on_build
 
 
+def test_build_takes_further_contexts_by_name(store, tmp_path):
+    (tmp_path / "file").write_text("one")
+    text = "FROM other AS box\nFROM alias\nCOPY --from=dir file /file\nCOPY --from=alias /bin/busybox /copy\n"
+    contexts = {"dir": tmp_path, "alias": "docker-image://box:1", "other": "docker-image://box:1"}
+    image = build(store, text, contexts=contexts, labels={"a": "b"})
+    assert image.defaults.labels == {"a": "b"}
+    first = image.id
+    assert build(store, text, contexts=contexts, labels={"a": "b"}).id == first
+    (tmp_path / "file").write_text("two")
+    assert build(store, text, contexts=contexts, labels={"a": "b"}).id != first
+    # A context precedes a stage of the same name.
+    both = build(store, "FROM scratch AS alias\nFROM box:1\nCOPY --from=alias /bin/busybox /copy\n", contexts=contexts)
+    assert len(both.manifest.layers) == 2
+    for asked, said in (
+        ({"contexts": {"dir": tmp_path}, "text": "FROM dir\n"}, "is a directory"),
+        ({"contexts": {"x": "https://h/x"}, "text": text}, "is neither a directory nor docker-image://NAME"),
+        ({"contexts": {"x": tmp_path / "none"}, "text": text}, "does not exist"),
+        ({"hosts": {"h": "10.0.0.1"}, "text": text}, "hosts require network='internet'"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            build(store, **asked)
+
+
 def test_build_entrypoint_drops_the_command_of_the_base_and_no_other(store):
     assert () == build(store, 'FROM box:1\nENTRYPOINT ["/bin/true"]\n').defaults.command
     assert ("x",) == build(store, 'FROM box:1\nCMD ["x"]\nENTRYPOINT ["/bin/true"]\n').defaults.command

@@ -10,7 +10,7 @@ import pytest
 
 from containerkit.archive.compression import compress
 from containerkit.errors import ImageError, SpecError
-from containerkit.image import Image, Limits, Store
+from containerkit.image import Image, Store, UnpackLimits
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -178,7 +178,8 @@ def test_layer_of_a_docker_archive_is_bounded_too(tmp_path, store, large_bomb):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    ("limits", "told"), [(Limits(bytes=500_000), "more than 500000 bytes"), (Limits(ratio=1, ratio_from=1), "1 times")]
+    ("limits", "told"),
+    [(UnpackLimits(bytes=500_000), "more than 500000 bytes"), (UnpackLimits(ratio=1, ratio_from=1), "1 times")],
 )
 def test_limits_of_the_store_hold_for_each_way(tmp_path, way, limits, told):
     content = squeezed(plain() + bytes(200_000), "gzip")
@@ -187,14 +188,14 @@ def test_limits_of_the_store_hold_for_each_way(tmp_path, way, limits, told):
 
 
 def test_limits_of_the_store_can_be_raised(tmp_path, large_bomb):
-    store = Store(tmp_path / "store", limits=Limits(ratio=2000))
+    store = Store(tmp_path / "store", limits=UnpackLimits(ratio=2000))
     image = by_import(tmp_path, large_bomb, store)
     assert names(image) == ["zeros"]
     (tmp_path / "into").mkdir()
     strict = Image(
-        store=Store(tmp_path / "store", limits=Limits(bytes=1 << 20)), manifest=image.manifest, reference=None
+        store=Store(tmp_path / "store", limits=UnpackLimits(bytes=1 << 20)), manifest=image.manifest, reference=None
     )
-    with pytest.raises(ImageError, match=r"Store\(limits=Limits\(bytes"):
+    with pytest.raises(ImageError, match=r"Store\(limits=UnpackLimits\(bytes"):
         strict.unpack_into(tmp_path / "into")
 
 

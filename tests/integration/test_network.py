@@ -408,6 +408,24 @@ def test_a_port_in_use_is_an_error_at_once_and_leaves_nothing(net):
     socket.create_server(("127.0.0.1", port)).close()
 
 
+def test_the_first_free_port_of_a_range_is_published(net):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        if port > 65_000:
+            pytest.skip(f"the kernel chose port {port}, after which there are too few")
+        ranged = Port.parse(f"{port}-{port + 200}:80")
+        with (
+            Container(network=net, publish=[ranged, Port(0, 81)]) as one,
+            Container(network=net, publish=[ranged]) as other,
+        ):
+            ports = {net.ports(each)[-1].host_port for each in (one, other)}
+            assert len(ports) == 2
+            assert all(port < each <= port + 200 for each in ports)
+        with pytest.raises(SetupError, match="Address already in use"):
+            Container(network=net, publish=[Port(port, 80, last=port)]).start()
+    assert net.inspect()["containers"] == []
+
+
 ACCEPT = """
 import socket
 listening = socket.socket(fileno=5)
@@ -891,6 +909,8 @@ def test_ports_are_published_by_the_plugin_portmap(conflist):
     words = ["unshare", "--net", "--mount", "sh", "-c", host, "sh", sys.executable, "-c", PORTMAP, conflist]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "200\n", done.stderr[-2000:]
+    with pytest.raises(SpecError, match="not the first free one of a range"):
+        Container(network=CNI(str(conflist)), publish=["9000-9001:80"]).start()
 
 
 def test_cni_that_cannot_be_is_refused(tmp_path):

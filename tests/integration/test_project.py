@@ -390,9 +390,39 @@ def test_an_image_is_built(name, tmp_path):
         stack.wait(timeout=20)
         assert lines(stack, "a") == ["built for me"]
     assert Image.get(f"{name}-a", pull="never").config.defaults.labels == {"X": "1", "Y": "2"}
-    (tmp_path / "Dockerfile").write_text("FROM box:1\nONBUILD RUN false\n")
-    with pytest.raises(SpecError, match=r"services\.a\.build\.labels: the image has ONBUILD"):
-        made.up(build=True)
+
+
+def test_a_build_uses_directories_and_images_of_other_services(name, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "file").write_text("from the directory")
+    text = """
+FROM base
+COPY --from=more file /file
+RUN --mount=type=bind,from=more,target=/m cat /m/file /made > /all; ulimit -n > /limit; cat /etc/hosts > /hosts
+CMD cat /all /limit /hosts; df -k /dev/shm
+"""
+    build = {
+        "context": str(tmp_path), "dockerfile_inline": text, "ulimits": {"nofile": 77}, "shm_size": "2m",
+        "extra_hosts": ["far.example:10.9.9.9"], "ssh": ["default"],
+        "additional_contexts": {"more": str(tmp_path / "more"), "base": "service:base"},
+    }  # fmt: skip
+    base = {"context": str(tmp_path), "dockerfile_inline": "FROM box:1\nONBUILD RUN echo ' and the base' > /made\n"}
+    made = Project(
+        name=name,
+        services={"app": Service(build=build), "base": Service(build={**base, "labels": ["l=1"]}, command="true")},
+    )
+    with made.up() as stack:
+        stack.wait(timeout=20)
+        shown = lines(stack, "app")
+    assert shown[:2] == ["from the directory and the base", "77"]
+    assert "10.9.9.9\tfar.example" in shown
+    assert Image.get(f"{name}-base", pull="never").config.defaults.labels == {"l": "1"}
+    for contexts, said in (
+        ({"x": "service:none"}, "there is no 'service none'"),
+        ({"x": "git://h/r"}, "is not supported; use a"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            Project(name=name, services={"a": Service(build={**build, "additional_contexts": contexts})}).up()
 
 
 STAYS = f"""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from image_archives import archive, directory, hardlink, member, snapshot, symlink, unpack, watched
 
 from containerkit.archive.extract import Extraction
-from containerkit.archive.limits import Limits
+from containerkit.archive.limits import UnpackLimits
 from containerkit.errors import ImageError
 from containerkit.image.layers.unpack import extract_blob
 
@@ -229,9 +229,9 @@ def test_archive_that_is_a_decompression_bomb_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("limits", "word"),
     [
-        (Limits(entries=9), "more than 9 entries"),
-        (Limits(bytes=4096), "more than 4096 bytes"),
-        (Limits(ratio=2, ratio_from=1), "more than 2 times"),
+        (UnpackLimits(entries=9), "more than 9 entries"),
+        (UnpackLimits(bytes=4096), "more than 4096 bytes"),
+        (UnpackLimits(ratio=2, ratio_from=1), "more than 2 times"),
     ],
 )
 def test_archive_over_a_bound_is_refused(tmp_path, limits, word):

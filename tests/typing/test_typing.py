@@ -36,7 +36,7 @@ def mypy(directory):
     )
     more = {} if "-packages" in PACKAGE.name else {"MYPYPATH": f"{PACKAGE}"}
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", "cache", *PROGRAMS, MISTAKES],
+        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", os.devnull, *PROGRAMS, MISTAKES],
         cwd=directory,
         env={**os.environ, **more},
         capture_output=True,

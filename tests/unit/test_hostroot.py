@@ -1,7 +1,9 @@
 """The copy of /etc is the same whether it is read in C or in Python, and contains nothing that not everybody may read."""
 
+import errno
 import os
 import random
+import resource
 import struct
 from pathlib import Path
 
@@ -169,3 +171,25 @@ def test_random_trees_are_read_alike(tree, seed):
             up = "../" * name.count("/")
             path.symlink_to(chosen.choice([f"{tree}/", up, f"{up}./"]) + target)
     both(tree)
+
+
+def test_lack_of_descriptors_leaves_nothing_out():
+    """The soft limit is lowered descriptor by descriptor: the copy is whole, or there is an error."""
+    names = [f"/etc/{name}" for name in sorted(os.listdir("/etc")) if name in hostroot._ETC]
+    whole = copied(names, hostroot._SHOWN, hostroot._PRIVATE, hostroot._MOST, hostroot._LARGEST)
+    free = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    os.close(free)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    results = []
+    try:
+        for more in (0, 1, 2, 3, 4, 5, 8, 16, 40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, before[1]))
+            try:
+                results.append(copied(names, hostroot._SHOWN, hostroot._PRIVATE, hostroot._MOST, hostroot._LARGEST))
+            except OSError as error:
+                results.append(error.errno)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert results[0] == errno.EMFILE
+    assert results[-1] == whole
+    assert set(results) == {errno.EMFILE, whole}

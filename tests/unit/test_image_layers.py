@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from containerkit.archive.attributes import attributes_of, is_kept, posix_acl
 from containerkit.archive.compression import COMPRESSIONS, Plain, compress, recognise
-from containerkit.archive.limits import Limits
+from containerkit.archive.limits import UnpackLimits
 from containerkit.archive.stream import split_path
 from containerkit.errors import ImageError, SpecError
 
@@ -124,7 +124,7 @@ def test_attributes_that_affect_the_host_are_not_kept():
 def test_limits_are_positive():
     for wrong in ({"bytes": 0}, {"entries": -1}, {"ratio": 1.5}):
         with pytest.raises(SpecError):
-            Limits(**wrong)
+            UnpackLimits(**wrong)
 
 
 def test_path_is_split_at_the_archives_own_root():

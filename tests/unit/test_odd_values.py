@@ -200,10 +200,10 @@ def test_unencodable_text_is_refused_by_name(fields):
 
 
 def test_limits_of_another_class_of_that_name_are_refused():
-    from containerkit.image import Limits as Bounds
+    from containerkit.image import UnpackLimits
 
     with pytest.raises(SpecError, match="limits"):
-        Container(limits=Bounds())
+        Container(limits=UnpackLimits())
 
 
 @pytest.mark.parametrize("name", ["mounts", "devices", "publish", "groups", "pass_fds"])

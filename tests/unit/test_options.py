@@ -12,7 +12,7 @@ import containerkit
 from containerkit import meanings, options, sandbox
 from containerkit.cgroup.events import KINDS, EventKind
 from containerkit.container import arguments as invocation
-from containerkit.detached.description import Keeping
+from containerkit.detached.settings import Keeping
 from containerkit.fleet import Fleet, describe
 from containerkit.fleet import options as fleet_options
 from containerkit.fleet.kubernetes import KubernetesEngine

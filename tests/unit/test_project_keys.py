@@ -70,15 +70,13 @@ def made(path, value):
 
 
 SAMPLES = {
-    "services.build.additional_contexts": {"x": "/y"}, "services.build.ssh": ["default"],
-    "services.build.ulimits": {"nofile": 1},
-    "services.build.extra_hosts": ["h=1.2.3.4"], "services.credential_spec": {"file": "x"},
+    "services.credential_spec": {"file": "x"},
     "services.deploy.resources.reservations.generic_resources": [{"discrete_resource_spec": {"kind": "k", "value": 1}}],
     "services.networks.driver_opts": {"a": "b"}, "services.provider": {"type": "x"},
     "services.storage_opt": {"size": "1G"},
     "services.volumes.volume.labels": {"a": "b"}, "networks.ipam.config.aux_addresses": {"a": "10.9.8.7"},
     "networks.ipam.options": {"a": "b"}, "secrets.driver_opts": {"a": "b"}, "services.cpu_percent": 5,
-    "services.cpu_count": 2, "services.build.shm_size": "1m", "services.devices": ["/dev/fuse"],
+    "services.cpu_count": 2, "services.devices": ["/dev/fuse"],
 }  # fmt: skip
 
 
@@ -102,7 +100,9 @@ def test_unsupported_key_is_refused_by_name(path):
     ("asked", "message"),
     [
         ({"logging": {"options": {"tag": "x"}}}, "logging.options: 'tag' is not supported"),
+        ({"logging": {"driver": "syslog"}}, "choose from json-file, local, none; 'compose logs --follow"),
         ({"logging": {"options": {"max-size": "many"}}}, "max-size: 'many' is not a size"),
+        ({"build": {"context": "/", "ssh": ["default=/k"]}}, "build.ssh: 'default=/k' is not supported; choose from default"),
         ({"logging": {"driver": "none", "options": {"max-size": "1m"}}}, "the driver none has no options"),
         ({"deploy": {"mode": "global", "replicas": 2}}, "'global' means one container"),
         ({"deploy": {"endpoint_mode": "vip"}}, "endpoint_mode: 'vip'"),
@@ -135,12 +135,12 @@ def test_unsupported_values_are_refused(asked, message):
 
 
 def test_a_build_is_refused_for_its_own_keys_only():
-    keyed = {"context": "/", "ssh": ["default"]}
+    keyed = {"context": "/", "cache_from": ["x"]}
     project = Project(
         services={"a": Service(build="/", gpus="all"), "b": Service(build=keyed), "c": Service(image="x", gpus="all")}
     )
     unsupported_builds(project, ["a", "c"])
-    with pytest.raises(SpecError, match=r"services\.b\.build\.ssh: is not supported: .* use secrets"):
+    with pytest.raises(SpecError, match=r"services\.b\.build\.cache_from: is not supported: caches"):
         unsupported_builds(project, ["a", "b"])
 
 

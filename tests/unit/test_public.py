@@ -57,6 +57,15 @@ def test_public_names_match_those_for_type_checkers():
     assert set(fleet.__all__) <= set(twin(fleet))
 
 
+def test_a_name_stands_for_one_class():
+    known = {}
+    for package in (*PACKAGES, *OTHERS):
+        for name in package.__all__:
+            value = getattr(package, name)
+            if inspect.isclass(value):
+                assert known.setdefault(name, value) is value
+
+
 @pytest.mark.parametrize("name", ["Image", "Build"])
 def test_names_of_images_are_imported_on_first_use(name):
     code = f"import sys, containerkit; print(*sys.modules); containerkit.{name}; print(*sys.modules)"

@@ -23,7 +23,7 @@ from containerkit import (
     User,
     values,
 )
-from containerkit.detached.description import Keeping
+from containerkit.detached.settings import Keeping
 from containerkit.process.result import CompletedProcess, Usage
 from containerkit.security.confinement import Confinement
 from containerkit.spec.container import Spec

@@ -66,7 +66,7 @@ def copied(paths: Iterable[str], shown: Iterable[str], private: Iterable[str], m
         largest: the size of the largest file that is read, in bytes.
 
     Raises:
-        OSError: ``ENOMEM``.
+        OSError: ``ENOMEM``, ``EMFILE`` or ``ENFILE``.
     """
     lists = [
         ffi.new("char[]", b"".join(os.fsencode(each) + b"\0" for each in each_of))

@@ -103,10 +103,34 @@ static int read_file(struct walk *walk, int fd, size_t expected, uint32_t mode) 
     return 0;
 }
 
+static void forget(struct known *one) {
+    if (one->path[0] && one->fd >= 0)
+        close(one->fd);
+    one->path[0] = 0;
+}
+
+static void forget_all(struct walk *walk) {
+    for (struct known *each = walk->known; each < walk->known + KNOWN; each++)
+        forget(each);
+}
+
+static int is_lack(int error) { return error == ENOMEM || error == EMFILE || error == ENFILE; }
+
+/* Open what is copied, without the descriptors that only save time if there are too few. Returns a negative error number
+ * for a lack of them, and -1 for what is left out. */
+static int opened(struct walk *walk, int directory, const char *name, int flags) {
+    int fd = openat(directory, name, flags | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 && errno == EMFILE) {
+        forget_all(walk);
+        fd = openat(directory, name, flags | O_NOFOLLOW | O_CLOEXEC);
+    }
+    return fd >= 0 ? fd : is_lack(errno) ? -errno : -1;
+}
+
 static int copy_file(struct walk *walk, int directory, const char *name) {
-    int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    int fd = opened(walk, directory, name, O_RDONLY | O_NONBLOCK);
     if (fd < 0)
-        return 0;
+        return fd == -1 ? 0 : fd;
     struct stat status;
     int result = 0;
     if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_mode & S_IROTH &&
@@ -181,12 +205,6 @@ static struct known *known(struct walk *walk, const char *path) {
         if (each->path[0] && strcmp(each->path, path) == 0)
             return each;
     return NULL;
-}
-
-static void forget(struct known *one) {
-    if (one->path[0] && one->fd >= 0)
-        close(one->fd);
-    one->path[0] = 0;
 }
 
 /* Resolve the directory that a path is in: the many symlinks lead into few. *fd is that directory, or -1. Returns 0 if
@@ -287,8 +305,12 @@ static int copy_entries(struct walk *walk, int directory) {
     if (result < 0)
         return result;
     int count = scandirat(directory, ".", &found, NULL, by_name);
+    if (count < 0 && errno == EMFILE) {
+        forget_all(walk);
+        count = scandirat(directory, ".", &found, NULL, by_name);
+    }
     if (count < 0)
-        return errno == ENOMEM ? -ENOMEM : 0;
+        return is_lack(errno) ? -errno : 0;
     size_t length = strlen(walk->path);
     for (int i = 0; i < count; i++) {
         const char *name = found[i]->d_name;
@@ -307,9 +329,9 @@ static int copy_entries(struct walk *walk, int directory) {
 }
 
 static int copy_directory(struct walk *walk) {
-    int fd = openat(walk->directory, walk->name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int fd = opened(walk, walk->directory, walk->name, O_PATH | O_DIRECTORY);
     if (fd < 0)
-        return 0;
+        return fd == -1 ? 0 : fd;
     struct stat status;
     int result = fstat(fd, &status) == 0 && (status.st_mode & 05) == 05 ? copy_entries(walk, fd) : 0;
     close(fd);
@@ -343,8 +365,7 @@ int ck_copy(struct ck_copying *copying) {
             walk->name = walk->path;
             result = copy_any(walk, DT_UNKNOWN);
         }
-    for (struct known *each = walk->known; each < walk->known + KNOWN; each++)
-        forget(each);
+    forget_all(walk);
     free(walk);
     return result;
 }

@@ -18,7 +18,7 @@ struct ck_copying {
 
 /* Read all that everybody may read. What is missing, unreadable or changes meanwhile is left out. A symlink stays one if
  * it leads into a shown directory, or nowhere in one; otherwise the file that it leads to is copied. Returns 0 or a
- * negative error number: ENOMEM. ck_copied frees the entries in both cases. */
+ * negative error number: ENOMEM, EMFILE, ENFILE. ck_copied frees the entries in both cases. */
 int ck_copy(struct ck_copying *copying);
 void ck_copied(struct ck_copying *copying);
 

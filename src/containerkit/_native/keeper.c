@@ -360,6 +360,8 @@ __attribute__((noreturn)) static void keep(void) {
     for (int fd = OUTPUT; fd <= OUTPUT + keeper.has_errors; fd++)
         CK_CALL3(fcntl, fd, F_SETFL, O_NONBLOCK);
     CK_CALL5(prctl, PR_SET_NAME, "ck-keeper", 0, 0, 0);
+    /* The command of a health check that is killed is reaped here, even if process 1 of this system reaps nothing. */
+    CK_CALL5(prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     CK_CALL4(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
     keeper.signals = (int)CK_CALL4(signalfd4, -1, &asked, sizeof asked, SFD_NONBLOCK | SFD_CLOEXEC);
     keeper.began_ms = milliseconds();

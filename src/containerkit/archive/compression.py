@@ -11,7 +11,7 @@ from contextlib import suppress
 from struct import pack
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
-from containerkit.archive.limits import DEFAULT_LIMITS, Limits
+from containerkit.archive.limits import DEFAULT_LIMITS, UnpackLimits
 from containerkit.descriptors import Closing
 from containerkit.errors import ImageError, SpecError, UnsupportedError
 
@@ -81,7 +81,7 @@ class Plain(Closing):
     """
 
     def __init__(
-        self, file: BinaryIO, what: str = "layer", *, limits: Limits = DEFAULT_LIMITS, threads: int = 1
+        self, file: BinaryIO, what: str = "layer", *, limits: UnpackLimits = DEFAULT_LIMITS, threads: int = 1
     ) -> None:
         at = file.tell()
         self.kind = recognise(file.read(6))

@@ -18,7 +18,7 @@ from containerkit.archive.attributes import (
     mark_opaque,
     mark_whiteouts,
 )
-from containerkit.archive.limits import DEFAULT_LIMITS, DeviceRule, Limits
+from containerkit.archive.limits import DEFAULT_LIMITS, STANDARD_DEVICES, UnpackLimits
 from containerkit.archive.stream import ForwardReader, read_entries, shown
 from containerkit.archive.tree import Tree
 from containerkit.archive.union import Union, covers
@@ -77,9 +77,9 @@ class Extraction:
 
     whiteouts: str = attrs.field(default="overlay", validator=_one_of("overlay", "apply"))
     owners: str = attrs.field(default="keep", validator=_one_of("keep", "caller"))
-    devices: str = attrs.field(default="standard", validator=_one_of(*DeviceRule.WORDS))
+    devices: str = attrs.field(default="standard", validator=_one_of("standard", "all", "none"))
     marks: tuple[str, ...] = attrs.field(default=("trusted.", "user."), validator=_marks)
-    limits: Limits = DEFAULT_LIMITS
+    limits: UnpackLimits = DEFAULT_LIMITS
 
     @classmethod
     def for_user(cls, **changes: Any) -> Extraction:
@@ -286,7 +286,7 @@ class _Work:
         device = 0
         if entry.kind != "fifo":
             allowed = self.how.devices == "all" or (
-                self.how.devices == "standard" and entry.kind == "character" and entry.device in DeviceRule.STANDARD
+                self.how.devices == "standard" and entry.kind == "character" and entry.device in STANDARD_DEVICES
             )
             if not allowed or entry.device == (0, 0):  # overlayfs would treat 0:0 as a deletion
                 self.note(f"{shown(entry.path)}: {entry.kind} device {entry.device[0]}:{entry.device[1]}")

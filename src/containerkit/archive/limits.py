@@ -8,7 +8,7 @@ import attrs
 
 from containerkit.errors import ImageError, SpecError
 
-__all__ = ["DEFAULT_LIMITS", "DeviceRule", "Limits"]
+__all__ = ["DEFAULT_LIMITS", "STANDARD_DEVICES", "UnpackLimits"]
 
 _MIB: Final = 1 << 20
 
@@ -19,7 +19,7 @@ def _positive(_: object, attribute: attrs.Attribute[int], value: int) -> None:
 
 
 @attrs.frozen(kw_only=True)
-class Limits:
+class UnpackLimits:
     """Bounds on what one layer or archive may unpack to. The bounds of a store apply to everything that it imports.
 
     Args:
@@ -48,12 +48,13 @@ class Limits:
         """
         if unpacked > self.bytes:
             raise ImageError(
-                f"{what}: unpacks to more than {self.bytes} bytes (hint: Store(limits=Limits(bytes=...)) raises this)"
+                f"{what}: unpacks to more than {self.bytes} bytes "
+                "(hint: Store(limits=UnpackLimits(bytes=...)) raises this)"
             )
         if unpacked > self.ratio_from and compressed and unpacked > compressed * self.ratio:
             raise ImageError(
                 f"{what}: unpacks to more than {self.ratio} times its size, like a decompression bomb "
-                "(hint: Store(limits=Limits(ratio=...)) raises this)"
+                "(hint: Store(limits=UnpackLimits(ratio=...)) raises this)"
             )
 
     def check_entries(self, count: int) -> None:
@@ -64,19 +65,12 @@ class Limits:
         """
         if count > self.entries:
             raise ImageError(
-                f"layer: more than {self.entries} entries (hint: Store(limits=Limits(entries=...)) raises this)"
+                f"layer: more than {self.entries} entries (hint: Store(limits=UnpackLimits(entries=...)) raises this)"
             )
 
 
-DEFAULT_LIMITS: Final = Limits()
+DEFAULT_LIMITS: Final = UnpackLimits()
 
-
-class DeviceRule:
-    """Which device nodes of a layer are created.
-
-    ``standard``: those that every system has in ``/dev`` and that give no access to hardware; ``all``; ``none``.
-    """
-
-    STANDARD: Final = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229)})
-    """Null, zero, full, random, urandom, tty, console, ptmx and fuse. All of them are character devices."""
-    WORDS: Final = ("standard", "all", "none")
+STANDARD_DEVICES: Final = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229)})
+"""The character devices that every system has in ``/dev`` and that give no access to hardware: null, zero, full,
+random, urandom, tty, console, ptmx and fuse."""

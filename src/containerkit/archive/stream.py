@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
-from containerkit.archive.limits import DEFAULT_LIMITS, Limits
+from containerkit.archive.limits import DEFAULT_LIMITS, UnpackLimits
 from containerkit.errors import ImageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ForwardReader:
         compressed: returns how many compressed bytes have been read so far.
     """
 
-    def __init__(self, stream: Source, state: Any, limits: Limits, compressed: Callable[[], int]) -> None:
+    def __init__(self, stream: Source, state: Any, limits: UnpackLimits, compressed: Callable[[], int]) -> None:
         self._stream = stream
         self._state = state
         self._limits = limits
@@ -218,7 +218,7 @@ class _Parser(tarfile.TarFile):
         return None  # the constructor requests the first member, but read_entries reads the members
 
 
-def read_entries(reader: ForwardReader, limits: Limits = DEFAULT_LIMITS) -> Iterator[Entry]:
+def read_entries(reader: ForwardReader, limits: UnpackLimits = DEFAULT_LIMITS) -> Iterator[Entry]:
     """Yield the members of an archive in order. The stream is read to its end.
 
     The content of a file must be read or skipped before the next entry is requested.
@@ -243,7 +243,7 @@ def read_entries(reader: ForwardReader, limits: Limits = DEFAULT_LIMITS) -> Iter
     reader.drain()
 
 
-def copy_archive(stream: Plain, writer: Sink, limits: Limits) -> None:
+def copy_archive(stream: Plain, writer: Sink, limits: UnpackLimits) -> None:
     """Copy an archive unchanged, after checking that it can be unpacked.
 
     Args:

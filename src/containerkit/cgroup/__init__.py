@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup.perf import PerfCounters
     from containerkit.cgroup.pressure import PressureTrigger
     from containerkit.cgroup.quantities import parse_size
-    from containerkit.cgroup.stats import Pressure, Stats, Usage
+    from containerkit.cgroup.stats import GroupUsage, Pressure, Stats
     from containerkit.cgroup.sweeping import sweep
 
 __all__ = [
@@ -30,13 +30,13 @@ __all__ = [
     "DeviceRule",
     "Event",
     "Events",
+    "GroupUsage",
     "IOLimit",
     "Limits",
     "PerfCounters",
     "Pressure",
     "PressureTrigger",
     "Stats",
-    "Usage",
     "parse_size",
     "sweep",
 ]
@@ -51,7 +51,7 @@ _LATE = {
     "Pressure": "stats",
     "PressureTrigger": "pressure",
     "Stats": "stats",
-    "Usage": "stats",
+    "GroupUsage": "stats",
     "parse_size": "quantities",
     "sweep": "sweeping",
 }

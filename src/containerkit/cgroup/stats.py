@@ -7,6 +7,7 @@ import attrs
 __all__ = [
     "CpuStats",
     "CpusetStats",
+    "GroupUsage",
     "HugetlbStats",
     "IODeviceStats",
     "IOStats",
@@ -15,12 +16,11 @@ __all__ = [
     "Pressure",
     "PressureShare",
     "Stats",
-    "Usage",
 ]
 
 
 @attrs.frozen(kw_only=True)
-class Usage:
+class GroupUsage:
     """The resources that one run used: totals of its group since the group was created.
 
     Attributes:

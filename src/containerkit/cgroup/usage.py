@@ -9,7 +9,7 @@ import attrs
 from containerkit.cgroup.controllers import CONTROLLERS, controller
 from containerkit.cgroup.processes import walk
 from containerkit.cgroup.statfiles import device, flat, freezer_frozen, integer, nested, operations
-from containerkit.cgroup.stats import CpuStats, Stats, Usage
+from containerkit.cgroup.stats import CpuStats, GroupUsage, Stats
 
 if TYPE_CHECKING:
     from containerkit.cgroup.directory import Directory
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["oom_kills", "stats", "throttled_us", "usage"]
 
 
-def usage(parts: tuple[Directory, ...], former_kills: int = 0) -> Usage:
+def usage(parts: tuple[Directory, ...], former_kills: int = 0) -> GroupUsage:
     """Return what the processes of a group used. It reads few files, because every run calls it at its end.
 
     Args:
@@ -30,7 +30,7 @@ def usage(parts: tuple[Directory, ...], former_kills: int = 0) -> Usage:
             _usage_2(part, found)
         else:
             _usage_1(part, found, former_kills)
-    return Usage(**found)
+    return GroupUsage(**found)
 
 
 def _usage_2(part: Directory, found: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from containerkit.cgroup.events import Events
     from containerkit.cgroup.hierarchy import Tree
     from containerkit.cgroup.pressure import PressureReader
-    from containerkit.cgroup.stats import Stats, Usage
+    from containerkit.cgroup.stats import GroupUsage, Stats
 
 __all__ = ["GroupView"]
 
@@ -130,7 +130,7 @@ class GroupView:
         self._check_open()
         return processes(self._parts)
 
-    def usage(self) -> Usage:
+    def usage(self) -> GroupUsage:
         """Return what the processes have used so far. This is cheap, because every run does it at its end."""
         from containerkit.cgroup.usage import usage
 

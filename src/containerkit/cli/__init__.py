@@ -126,7 +126,7 @@ LONG: Final = {
 }
 """The commands that follow ``container``, and what they are without it."""
 
-_GROUPS: Final = ("container", "network", "system", "volume")
+_GROUPS: Final = ("compose", "container", "network", "system", "volume")
 
 FAILED: Final = 125
 """The exit status of containerkit's own failures. The status of a command is passed on."""

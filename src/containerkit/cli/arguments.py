@@ -210,6 +210,13 @@ def _image_words(image: Image, given: list[str], entrypoint: str | None) -> list
     return list(image.defaults.argv(given or None))
 
 
+def _exposed(image: Image | None) -> list[str]:
+    """Return the ports that an image exposes, each to be published on a free port."""
+    if image is None or not image.defaults.exposed_ports:
+        raise SpecError("-P: there is no image with exposed ports; name them with --publish")
+    return [f"0:{port}" for port in image.defaults.exposed_ports]
+
+
 def container(options: argparse.Namespace, image: Image | None = None) -> dict[str, Any]:
     """Return the arguments of :class:`containerkit.Container`.
 
@@ -221,6 +228,8 @@ def container(options: argparse.Namespace, image: Image | None = None) -> dict[s
         SpecError: a value is invalid, or options contradict each other.
     """
     docker.translate(options)
+    if options.publish_all:
+        options.publish = [*options.publish, *_exposed(image)]
     fields: dict[str, Any] = {
         "rootfs": _rootfs(options, image),
         "mounts": tuple(_mount(option, text, image) for option, text in options.mounts),

@@ -43,6 +43,12 @@ VERBS: Final[Mapping[str, Mapping[str, str]]] = {
     "container": {
         "export": COMMANDS["export"],
     },
+    "compose": {
+        "export": "use 'compose commit SERVICE NAME' and 'containerkit image export NAME'",
+        "publish": "projects are not stored in registries: keep the compose file with its sources",
+        "bridge": "use 'containerkit kube generate FILE'",
+        "alpha": "experiments of Docker have no replacement",
+    },
     "network": {
         "connect": "start the container with --network NAME, or use the library's LiveNetwork.attach()",
         "disconnect": "start the container without the network, or use the library's LiveNetwork.detach()",
@@ -61,7 +67,6 @@ COLUMNS: Final = (
 
 OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "exec": {
-        ("-d", "--detach"): "use a shell: exec NAME sh -c 'setsid COMMAND </dev/null >/dev/null 2>&1 &'",
         ("--privileged",): "a command has the privileges of its container; --user chooses the user",
         ("--detach-keys",): "end the command; only 'containerkit attach' can detach",
     },
@@ -80,10 +85,7 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "build": {
         ("-o", "--output"): "use 'containerkit image export' afterwards",
         ("--cache-from", "--cache-to"): "the cache is part of the store, addressed by content",
-        ("--add-host",): "with --network host the host's /etc/hosts is used",
-        ("--build-context", "--ssh", "--iidfile", "--label", "--metadata-file", "--shm-size", "--ulimit"): (
-            "use the library's Build(...), or instructions of the Dockerfile, such as LABEL"
-        ),
+        ("--metadata-file",): "use --iidfile, and 'containerkit image inspect'",
         (
             "-m",
             "--memory",
@@ -92,7 +94,6 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
             "--cgroup-parent",
         ): "run it in a group: systemd-run --scope",
         ("--squash",): "use 'containerkit image squash' afterwards",
-        ("--push",): "use 'containerkit push NAME' afterwards",
         ("--compress", "--isolation", "--builder"): "there is no daemon that gets the context",
         ("--check", "--call"): "use a program that checks Dockerfiles, such as hadolint",
         ("--attest", "--provenance", "--sbom"): "images have no attestations here",
@@ -109,7 +110,6 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
         ("--label",): "networks have no labels",
         ("--ipam-driver", "--ipam-opt"): "use --subnet",
     },
-    "network ls": {("-f", "--filter"): "use --format json and a filter of your own"},
     "volume create": {("--name",): "the name is an argument: volume create NAME"},
     "login": {("-p", "--password"): "it would be visible in the list of processes: use --password-stdin"},
     "ps": {("-s", "--size"): "use 'containerkit system df'"},
@@ -117,6 +117,28 @@ OPTIONS: Final[Mapping[str, Mapping[tuple[str, ...], str]]] = {
     "images": {("--tree",): "use 'containerkit image inspect NAME'"},
     "top": {("-o", "-e", "-f", "-x", "-a", "-u"): COLUMNS},
     "stats": {("-a", "--all"): "a stopped container uses nothing"},
+    "compose": {("--compatibility",): "containers have the names of the specification: PROJECT-SERVICE-1"},
+    "compose build": {
+        ("--builder", "--check", "--print", "--provenance", "--sbom", "-m", "--memory"): (
+            "use 'containerkit build' for one image; its help has the options"
+        ),
+    },
+    "compose commit": {
+        ("-c", "--change"): "use a Dockerfile FROM the image",
+        ("-p", "--pause"): "the container is not paused: use 'compose pause'",
+    },
+    "compose config": {
+        ("--no-consistency", "--no-env-resolution", "--no-normalize", "--no-path-resolution"): (
+            "the whole model is always checked and shown in full; only --no-interpolate leaves something as it is"
+        ),
+        ("--lock-image-digests", "--resolve-image-digests"): "name images by digest: NAME@sha256:...",
+        ("--variables",): "use --environment for their values",
+    },
+    "compose cp": {
+        ("-a", "--archive"): "files belong to root of the container; change owners with 'compose exec SERVICE chown'",
+        ("-L", "--follow-link"): "symlinks are copied as symlinks: name their target",
+    },
+    "compose watch": {("--prune",): "use 'containerkit image prune' afterwards"},
 }
 """Options of Docker's commands that are missing here, with their replacements. Those of ``run`` are in ``keeping``."""
 

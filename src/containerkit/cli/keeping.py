@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Final
 
+    from containerkit.detached.container import Detached
     from containerkit.image import Image
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["check", "define", "detach", "lines"]
+__all__ = ["attended", "check", "define", "detach", "is_recorded", "lines"]
 
 _LISTS: Final[dict[str, Any]] = {"action": "append", "default": []}
 _HEALTH_TIMES: Final = ("interval", "timeout", "start_period", "start_interval")
-_ONLY_DETACHED: Final = (
+_RECORDED: Final = (
     *("name", "restart", "label", "stop_signal", "stop_timeout", "log_opt", "cidfile", "pidfile", "no_healthcheck"),
     *("health_cmd", "health_retries", "health_on_failure", *(f"health_{name}" for name in _HEALTH_TIMES)),
 )
 
+DETACH_KEYS: Final = b"\x10\x11"
+"""Ctrl-P, Ctrl-Q."""
+
 _ELSEWHERE: Final = {
     ("--privileged",): "pass what it needs: --cap all, --seccomp none, --namespace user=host, --bind /dev/...",
-    ("-P", "--publish-all"): "name the ports: --publish",
     ("--link",): "containers on one network find each other by name: --network NAME:alias=...",
     ("--log-driver",): "logs are files in the format of Kubernetes: --log-opt max-size=... and max-file=...",
     ("--attach", "-a"): "the command has the caller's own streams; with -d use 'containerkit attach'",
@@ -63,8 +66,10 @@ def define(group: Any) -> None:
         metavar="POLICY",
         help="when to restart it: no, on-failure[:N], always, unless-stopped (default: no)",
     )
-    group.add_argument("--rm", action="store_true", help="with --detach: remove it when it ends")
-    group.add_argument("-i", "--interactive", action="store_true", help="keep its standard input open, for attach")
+    group.add_argument("--rm", action="store_true", help="remove it when it ends")
+    group.add_argument(
+        "-i", "--interactive", action="store_true", help="with a record: keep its standard input open, and pass it on"
+    )
     group.add_argument("-l", "--label", metavar="NAME[=VALUE]", **_LISTS, help="a label; repeatable")
     group.add_argument("--label-file", metavar="FILE", **_LISTS, help="a file of labels, one per line; repeatable")
     group.add_argument("--env-file", metavar="FILE", **_LISTS, help="a file of variables, one per line; repeatable")
@@ -102,14 +107,19 @@ def check(options: argparse.Namespace) -> None:
     """
     for path in reversed(options.label_file):
         options.label = [*lines("--label-file", path), *options.label]
-    if not options.detach:
-        for name in _ONLY_DETACHED:
-            if getattr(options, name):
-                raise SpecError(f"--{name.replace('_', '-')} needs a detached container: add --detach")
-    elif options.timeout is not None or options.commit is not None or options.time:
-        raise SpecError("--timeout, --commit and --time wait for the command: they can't be used with --detach")
+    if options.timeout is not None or options.commit is not None or options.time:
+        if options.detach:
+            raise SpecError("--timeout, --commit and --time wait for the command: they can't be used with --detach")
+        if is_recorded(options):
+            given = next(name for name in _RECORDED if getattr(options, name)).replace("_", "-")
+            raise SpecError(f"--{given} makes a recorded container, which has no --timeout, --commit and --time")
     for path in reversed(options.env_file):
         options.env = [*lines("--env-file", path), *options.env]
+
+
+def is_recorded(options: argparse.Namespace) -> bool:
+    """Return whether an option asks for a container with a record, such as a name."""
+    return any(getattr(options, name) for name in _RECORDED)
 
 
 def lines(option: str, path: str) -> list[str]:
@@ -139,6 +149,49 @@ def detach(
     Raises:
         ContainerError: it can't be started.
     """
+    one = _made(options, image, words, fields, start=start)
+    sys.stdout.write(f"{one.id}\n")
+    sys.stdout.flush()
+    return 0
+
+
+def attended(options: argparse.Namespace, image: Image | None, words: Sequence[str], fields: dict[str, Any]) -> int:
+    """Start a container with a record, show its output and pass on signals until it ends, and return its exit status.
+
+    It is like a detached one: if this process is killed, the container goes on, and ``--rm`` no longer removes it.
+
+    Raises:
+        ContainerError: it can't be started.
+    """
+    import signal
+    from contextlib import ExitStack, suppress
+
+    from containerkit.cli import terminal
+    from containerkit.cli.detached.attaching import watch
+    from containerkit.cli.signals import FORWARDED
+    from containerkit.errors import StateError
+
+    if options.pty is None:
+        options.pty = options.interactive and terminal.is_wanted()
+    one = _made(options, image, words, fields, start=True)
+
+    def hand_on(number: int, _: object) -> None:
+        with suppress(StateError):  # it has ended in the meantime
+            one.kill(signal.Signals(number).name)
+
+    keys = b"" if options.rm else DETACH_KEYS
+    with ExitStack() as stack:
+        if options.rm:
+            stack.callback(one.remove, force=True)
+        for number in FORWARDED:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                stack.callback(signal.signal, number, signal.signal(number, hand_on))
+        return watch(one, typing=options.interactive, before=True, keys=keys, ends=not options.pty)
+
+
+def _made(
+    options: argparse.Namespace, image: Image | None, words: Sequence[str], fields: dict[str, Any], *, start: bool
+) -> Detached:
     from containerkit.container.lifecycle import Container
 
     if image is not None:
@@ -147,7 +200,7 @@ def detach(
         "restart": options.restart or "no",
         "labels": {name: value for name, _, value in (text.partition("=") for text in options.label)},
         "stop_signal": options.stop_signal,
-        "remove": options.rm,
+        "remove": options.rm and options.detach,
         "tty": bool(options.pty),
         "stdin_open": options.interactive,
         "command_line": tuple(options.words),
@@ -173,9 +226,7 @@ def detach(
         from containerkit.cli.generate import write_pidfile
 
         write_pidfile(options.pidfile, one.keeper)
-    sys.stdout.write(f"{one.id}\n")
-    sys.stdout.flush()
-    return 0
+    return one
 
 
 def _health(options: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-__all__ = ["Listing", "formatted", "listed", "say"]
+__all__ = ["Listing", "formatted", "listed", "say", "table"]
 
 
 @attrs.frozen

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from containerkit.cli import FAILED, elsewhere
 from containerkit.cli.commands import complain
 from containerkit.cli.listing import Listing, listed
-from containerkit.errors import ContainerError
+from containerkit.errors import ContainerError, SpecError
 
 if TYPE_CHECKING:
     import argparse
@@ -48,6 +48,9 @@ def define(parser: argparse.ArgumentParser) -> None:
     making.add_argument("-d", "--driver", choices=("bridge",), default="bridge", help="accepted: there is no other")
     listing = verbs.add_parser("ls", aliases=["list"], help="list the networks of this user")
     LISTING.define(listing)
+    listing.add_argument(
+        "-f", "--filter", metavar="name=TEXT", action="append", default=[], help="only names with this text; repeatable"
+    )
     removing = verbs.add_parser("rm", aliases=["remove"], help="remove networks")
     removing.add_argument("names", metavar="NAME", nargs="+", help="the name of a network")
     removing.add_argument("-f", "--force", action="store_true", help="also if containers are on it, which lose it")
@@ -90,7 +93,9 @@ def main(options: argparse.Namespace) -> int:
         keeper.create(network)
         _say(options.name)
     elif options.verb in ("ls", "list"):
-        LISTING.show(options, _answering(keeper.names()))
+        wanted = [_name_filter(text) for text in options.filter]
+        names = [name for name in keeper.names() if all(text in name for text in wanted)]
+        LISTING.show(options, _answering(names))
     elif options.verb == "inspect":
         return _inspect(options)
     elif options.verb == "prune":
@@ -98,6 +103,13 @@ def main(options: argparse.Namespace) -> int:
     else:
         return _remove(options.names, force=options.force)
     return 0
+
+
+def _name_filter(text: str) -> str:
+    kind, _, value = text.partition("=")
+    if kind != "name":
+        raise SpecError(f"network ls --filter {text!r:.60}: only name=TEXT is supported")
+    return value
 
 
 def _inspect(options: argparse.Namespace) -> int:

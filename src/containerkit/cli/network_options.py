@@ -34,6 +34,9 @@ def define(group: Any) -> None:
         help="publish a port or a range of ports on the host, by default on 127.0.0.1; repeatable",
     )
     group.add_argument(
+        "-P", "--publish-all", action="store_true", help="publish all ports that the image exposes, on free ports"
+    )
+    group.add_argument(
         "--egress",
         metavar="NAME|*.NAME|CIDR[:PORT]",
         **_LISTS,
@@ -70,11 +73,11 @@ def fields(options: argparse.Namespace) -> dict[str, Any]:
 
         found["dns"] = DNS(servers=tuple(options.dns) or "host", search=tuple(options.dns_search))
     if options.add_host:
-        found["hosts"] = dict(_host(text) for text in options.add_host)
+        found["hosts"] = dict(host(text) for text in options.add_host)
     return found
 
 
-def _host(text: str) -> tuple[str, str]:
+def host(text: str) -> tuple[str, str]:
     name, mark, address = text.partition(":")
     if not mark:
         name, mark, address = text.partition("=")

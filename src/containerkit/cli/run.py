@@ -79,6 +79,8 @@ def _run(options: argparse.Namespace) -> int:
     fields = arguments.container(options, image)
     if options.detach:
         return keeping.detach(options, image, words, fields)
+    if keeping.is_recorded(options):
+        return keeping.attended(options, image, words, fields)
     if options.commit is not None:
         _check_commit(options.commit, fields["rootfs"])
     pty = _wants_terminal(options)

@@ -217,7 +217,7 @@ def _mappings(pid: int, name: str) -> tuple[IdMapping, ...]:
 
 def _text(pid: int, name: str) -> str:
     try:
-        with open(f"/proc/{pid}/{name}", encoding="ascii") as file:
+        with open(f"/proc/{pid}/{name}", encoding="utf-8") as file:
             return file.read()
     except OSError as error:
         raise SetupError("open", error.errno or 0, f"/proc/{pid}/{name}", "the container has stopped") from None

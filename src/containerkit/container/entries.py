@@ -71,7 +71,7 @@ class Entries:
 
     def _id(self, number: int, which: str) -> int:
         """Return the id inside; 65534 for an unmapped one. Source: user_namespaces(7)."""
-        with open(f"/proc/{self._container.pid}/{which}_map", encoding="ascii") as file:
+        with open(f"/proc/{self._container.pid}/{which}_map", encoding="utf-8") as file:
             ranges = [tuple(map(int, line.split())) for line in file]
         for first, outside, count in ranges:
             if outside <= number < outside + count:

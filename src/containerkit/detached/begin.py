@@ -28,9 +28,11 @@ from containerkit.container.captured import ArgumentCache
 from containerkit.container.commands import Commands
 from containerkit.container.lifecycle import Container
 from containerkit.detached import health
-from containerkit.detached.description import Description, Keeping, Policy
+from containerkit.detached.description import Description
 from containerkit.detached.events import emit
 from containerkit.detached.logs import last_log
+from containerkit.detached.settings import Keeping, Policy
+from containerkit.detached.store import KEEPER_LOCK
 from containerkit.detached.wiring import wired
 from containerkit.errors import ContainerError, SetupError, StateError, UnsupportedError
 from containerkit.process.process import DEVNULL, PIPE
@@ -48,12 +50,13 @@ if TYPE_CHECKING:
     from containerkit.spec.container import Spec
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["LOCK", "Begun", "become_keeper", "begin", "root_of", "write_policy"]
+__all__ = ["Begun", "become_keeper", "begin", "root_of", "write_policy"]
 
 _FIRST_DELAY_MS, _LAST_DELAY_MS, _STEADY_S = 100, 60_000, 10.0
 """The delay before the first restart, its maximum after doublings, and the run time that resets it. Source: Docker."""
 
-_RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS, LOCK, _ATTENDANT, _LIFE = range(3, 12)
+_RECORD, _LOGS, _INIT, _COMMAND, _OUTPUT, _ERRORS = range(3, KEEPER_LOCK)
+_ATTENDANT, _LIFE = KEEPER_LOCK + 1, KEEPER_LOCK + 2
 """The numbers of the keeper's descriptors; see keeper.c."""
 
 _END_BYTES: Final = 512
@@ -278,7 +281,7 @@ def _become(
             _COMMAND: process.fileno(),
             _OUTPUT: ends[1],
             _ERRORS: ends[2],
-            LOCK: lock,
+            KEEPER_LOCK: lock,
             _ATTENDANT: -1 if attendant is None else attendant.pidfd,
             _LIFE: -1 if attendant is None else attendant.life.fileno(),
         }

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from containerkit.detached.description import Keeping
+    from containerkit.detached.settings import Keeping
     from containerkit.spec.container import Spec
 
 __all__ = ["Check"]

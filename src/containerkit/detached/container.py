@@ -8,12 +8,9 @@ import signal
 import time
 from contextlib import contextmanager, suppress
 
-from containerkit.container.attached import group_at
 from containerkit.detached import store
-from containerkit.detached.description import Policy, signal_number
 from containerkit.detached.events import emit, identify
-from containerkit.detached.health import image_of
-from containerkit.detached.known import KEEPER_KILLED, NO_GROUP, Known
+from containerkit.detached.known import KEEPER_KILLED, NO_GROUP, Known, signal_number
 from containerkit.errors import SetupError, StateError
 from containerkit.values import asdict, evolve, fields_of
 
@@ -33,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Detached", "containers", "find"]
 
 _END_S: Final = 10.0
+_LIVE: Final = ("running", "paused", "restarting")
 """The time that a killed container has to end, in seconds."""
 
 
@@ -55,7 +53,7 @@ class Detached(Known):
             ContainerError: the start failed.
         """
         status = self.status
-        if status in ("running", "paused", "restarting"):
+        if status in _LIVE:
             raise StateError(f"{self!r}: it is {status}")
         self._wait_for_keeper()
         for name in ("stopped", "error.json"):
@@ -100,7 +98,7 @@ class Detached(Known):
                     break
                 self._sleep_until_end(run, deadline - time.monotonic())
         self._end()
-        if status in ("running", "paused", "restarting"):
+        if status in _LIVE:
             emit(self.entry, "stop")
 
     def kill(self, signal: int | str = "SIGKILL") -> None:
@@ -112,7 +110,7 @@ class Detached(Known):
         """
         number = signal_number(signal)
         status, run, _ = self.looked_at()
-        if status not in ("running", "paused", "restarting"):
+        if status not in _LIVE:
             raise StateError(f"{self!r}: it does not run")
         emit(self.entry, "kill", signal=number)
         if number != 9:
@@ -211,6 +209,7 @@ class Detached(Known):
             keeping = evolve(self.keeping, restart=restart)
             self.entry.write("config.json", {**self.entry.config, **asdict(keeping)})
             from containerkit.detached.begin import write_policy
+            from containerkit.detached.settings import Policy
 
             write_policy(self.entry, Policy.parse(restart), self.restarts)
             emit(self.entry, "update", restart=restart)
@@ -241,20 +240,23 @@ class Detached(Known):
             CleanupError: a file could not be removed.
         """
         status = self.status
-        if status in ("running", "paused", "restarting") and not force:
+        if status in _LIVE and not force:
             raise StateError(f"{self!r}: it is {status}: stop it first, or pass force=True (rm --force)")
         config = self.entry.config
+        was_live = status in _LIVE
         while True:
-            if status in ("running", "paused", "restarting"):
+            if status in _LIVE:
                 with suppress(StateError):
                     self.kill()
-            self._wait_for_keeper()
             try:
+                self._wait_for_keeper()
                 self.entry.remove()
                 break
-            except StateError:  # it was started in the meantime, or removed
+            except StateError:
+                if was_live and not os.path.exists(self.entry.path):  # its keeper has removed it, as it was told
+                    return
                 status = self.status
-                if not force or status not in ("running", "paused", "restarting"):
+                if not force or status not in _LIVE:  # otherwise it was started in the meantime
                     raise
         emit(self.entry, "destroy", config)
 
@@ -309,6 +311,7 @@ class Detached(Known):
         Raises:
             StateError: its root keeps no changes, or it is not running and its root was in memory.
         """
+        from containerkit.detached.health import image_of
         from containerkit.image import commit
 
         spec = self.description().spec
@@ -352,6 +355,8 @@ class Detached(Known):
         status, run, _ = self.looked_at()
         if status not in ("running", "paused"):
             raise StateError(f"{self!r}: it does not run")
+        from containerkit.container.attached import group_at  # late: most calls need no container of the library
+
         group = group_at(self.id, run["groups"])
         if group is None:
             raise StateError(f"{self!r}: {NO_GROUP}")
@@ -424,13 +429,11 @@ class Detached(Known):
 
     def _end_keeper(self, pid: int) -> bool:
         """Send SIGTERM to the keeper of this pid. Return False if that process holds no lock of the record."""
-        from containerkit.detached.begin import LOCK  # late, as in start()
-
         with suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
                 # The pid of a former keeper may belong to another process by now.
-                if os.readlink(f"/proc/{pid}/fd/{LOCK}") == self.entry.file("lock"):
+                if os.readlink(f"/proc/{pid}/fd/{store.KEEPER_LOCK}") == self.entry.file("lock"):
                     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                     signal.pidfd_send_signal(pidfd, signal.SIGCONT)  # a stopped one would not take notice
                     return True

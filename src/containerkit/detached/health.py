@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from containerkit.detached.check_settings import Check
     from containerkit.detached.container import Detached
-    from containerkit.detached.description import Keeping
+    from containerkit.detached.settings import Keeping
     from containerkit.detached.store import Entry
     from containerkit.image import Image
     from containerkit.spec.container import Spec

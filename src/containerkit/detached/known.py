@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
     from typing import Any, Final
 
-    from containerkit.detached.description import Description, Keeping
+    from containerkit.detached.description import Description
     from containerkit.detached.logs import LogLine, Moment
+    from containerkit.detached.settings import Keeping
     from containerkit.detached.store import Entry
     from containerkit.spec.mount import Mount
     from containerkit.spec.network import Port
     from containerkit.spec.rootfs import RootFS
 
-__all__ = ["KEEPER_KILLED", "NO_GROUP", "Known", "Status", "health_state", "shell_status"]
+__all__ = ["KEEPER_KILLED", "NO_GROUP", "Known", "Status", "health_state", "shell_status", "signal_number"]
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
 """The status of a detached container. ``"dead"``: its keeper was killed, so its exit status is unknown."""
@@ -38,6 +39,23 @@ HEALTH_FILE: Final = "health.json"
 def shell_status(code: int | None) -> int:
     """Return an exit status as a shell reports it: 128 + N for signal N; -1 if unknown."""
     return -1 if code is None else code if code >= 0 else 128 - code
+
+
+def signal_number(value: int | str) -> int:
+    """Return the number of a signal: 15, ``"15"``, ``"TERM"`` or ``"SIGTERM"``.
+
+    Raises:
+        SpecError: no signal.
+    """
+    import signal  # late: commands that only list do not need it
+
+    text = str(value)
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= signal.SIGRTMAX:
+        return int(text)
+    if name in signal.Signals.__members__:
+        return int(signal.Signals[name])
+    raise SpecError(f"signal: {value!r:.100} is neither a number from 1 to {int(signal.SIGRTMAX)} nor a signal's name")
 
 
 def health_state(entry: Entry, status: str, run: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -87,7 +105,7 @@ class Known:
         Raises:
             StateError: its record was removed.
         """
-        from containerkit.detached.description import Keeping
+        from containerkit.detached.settings import Keeping
 
         return Keeping.of(self.entry.config)
 
@@ -250,6 +268,11 @@ class Known:
         status, run, _ = self.looked_at()
         found = health_state(self.entry, status, run)
         return None if found is None else str(found["status"])
+
+    @property
+    def has_group(self) -> bool:
+        """Whether it was last started in a control group."""
+        return bool(self.last_run.get("groups"))
 
     @property
     def addresses(self) -> list[str]:

@@ -8,9 +8,10 @@ import time
 from containerkit.detached import store
 from containerkit.detached.begin import begin
 from containerkit.detached.container import Detached
-from containerkit.detached.description import Description, Keeping
+from containerkit.detached.description import Description
 from containerkit.detached.events import emit, identify
 from containerkit.detached.health import default_command
+from containerkit.detached.settings import Keeping
 from containerkit.detached.wiring import drop_network, kept_network
 from containerkit.security.checks import check_bool
 from containerkit.values import asdict, evolve, fields_of

@@ -9,23 +9,23 @@ import os
 import sys
 
 from containerkit.detached.events import emit
-from containerkit.detached.store import Entry
+from containerkit.detached.store import KEEPER_LOCK, Entry
 
 __all__ = ["main"]
 
-_RECORD, _LOGS, _LOCK = 3, 4, 9
+_RECORD, _LOGS = 3, 4
 
 
 def main() -> None:
     """Start the container again, or remove its record."""
-    for fd in (_RECORD, _LOGS, _LOCK):
+    for fd in (_RECORD, _LOGS, KEEPER_LOCK):
         os.set_inheritable(fd, False)
     entry = Entry(os.path.basename(os.readlink(f"/proc/self/fd/{_RECORD}")))
     os.close(_RECORD)
     os.close(_LOGS)
     if sys.argv[1] == "remove":
         config = entry.config
-        entry.remove(_LOCK)
+        entry.remove(KEEPER_LOCK)
         emit(entry, "destroy", config)
         return
     if os.path.exists(entry.file("stopped")):
@@ -33,7 +33,7 @@ def main() -> None:
     from containerkit.detached.begin import become_keeper
 
     former = entry.read("run.json") or {}
-    become_keeper(entry, -1, restarts=int(former.get("restarts", 0)) + 1, lock=_LOCK)
+    become_keeper(entry, -1, restarts=int(former.get("restarts", 0)) + 1, lock=KEEPER_LOCK)
 
 
 if __name__ == "__main__":

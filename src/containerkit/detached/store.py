@@ -36,10 +36,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any, Final
 
-__all__ = ["Entry", "create", "entries", "find", "records_root", "state_root", "sweep"]
+__all__ = ["KEEPER_LOCK", "Entry", "create", "entries", "find", "records_root", "state_root", "sweep"]
 
 VERSION: Final = 1
 """The version of the records. Those of another version are refused."""
+
+KEEPER_LOCK: Final = 9
+"""The number of the descriptor with which a keeper holds the lock of its record; see keeper.c."""
 
 _NAMES: Final = ".names"
 """The directory with a symlink from each name to an id."""

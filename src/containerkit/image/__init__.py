@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from containerkit.late import lazy
 
 if TYPE_CHECKING:
-    from containerkit.archive.limits import Limits
+    from containerkit.archive.limits import UnpackLimits
     from containerkit.image.build import Build
     from containerkit.image.config import Defaults, Healthcheck, History, ImageConfig
     from containerkit.image.digest import Digest
@@ -39,7 +39,6 @@ __all__ = [
     "Image",
     "ImageConfig",
     "Index",
-    "Limits",
     "Manifest",
     "Platform",
     "ProgressEvent",
@@ -47,6 +46,7 @@ __all__ = [
     "Registry",
     "RegistrySettings",
     "Store",
+    "UnpackLimits",
     "commit",
     "terminal_progress",
 ]
@@ -63,7 +63,7 @@ _HOMES: Final = {
     "Image": "image",
     "ImageConfig": "config",
     "Index": "manifest",
-    "Limits": "containerkit.archive.limits",
+    "UnpackLimits": "containerkit.archive.limits",
     "Manifest": "manifest",
     "Platform": "platform",
     "ProgressEvent": "progress",

@@ -25,7 +25,7 @@ from containerkit.image.store.collect import reachable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from containerkit.archive.limits import Limits
+    from containerkit.archive.limits import UnpackLimits
     from containerkit.image.store import Lease, Store
 
 __all__ = ["load", "save"]
@@ -248,7 +248,7 @@ class _Bounded:
 
 
 @contextmanager
-def _opened(path: Path, limits: Limits) -> Iterator[_Source]:
+def _opened(path: Path, limits: UnpackLimits) -> Iterator[_Source]:
     if path.is_dir():
         yield _Source(path, None)
         return
@@ -265,7 +265,7 @@ def _opened(path: Path, limits: Limits) -> Iterator[_Source]:
 
 
 @contextmanager
-def _plain_copy(file: BinaryIO, path: Path, limits: Limits) -> Iterator[BinaryIO]:
+def _plain_copy(file: BinaryIO, path: Path, limits: UnpackLimits) -> Iterator[BinaryIO]:
     """Uncompress an archive to an unnamed file, because its members are read out of order."""
     with TemporaryDirectory() as directory, (Path(directory) / "plain").open("w+b") as plain:
         with Plain(file, str(path), limits=limits) as stream:

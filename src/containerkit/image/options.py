@@ -171,6 +171,17 @@ class BuildOptions(TypedDict, total=False):
     """What single commands may request (default nothing)."""
     secrets: Mapping[str, bytes | str | os.PathLike[str]]
     """Contents, or paths as :class:`pathlib.Path`, by id."""
+    contexts: Mapping[str, str | os.PathLike[str]]
+    """More sources for ``COPY --from`` and ``FROM`` by name, which precede stages and images: directories, or images as
+    ``docker-image://NAME``."""
+    hosts: Mapping[str, str]
+    """With ``network="internet"``: more addresses of names for its commands."""
+    rlimits: Mapping[str, int | tuple[int, int]] | None
+    """The limits of resources of its commands (default: those of the library)."""
+    shm_size: int | str | None
+    """The size of ``/dev/shm`` for its commands (default: that of the library)."""
+    labels: Mapping[str, str]
+    """More labels of the image."""
     cache: bool
     """Whether to use results of earlier builds (default True)."""
     epoch: int | None

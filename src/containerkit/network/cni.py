@@ -228,6 +228,8 @@ def _program(kind: str, directories: tuple[str, ...]) -> str:
 
 
 def _capabilities(ports: tuple[Port, ...], aliases: tuple[str, ...]) -> dict[str, Any]:
+    if any(port.last is not None for port in ports):
+        raise SpecError("publish: the plugin portmap takes one port of the host, not the first free one of a range")
     mappings = [
         {
             "hostPort": port.host_port + number,

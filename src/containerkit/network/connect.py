@@ -109,7 +109,7 @@ class Connector:
             undo.callback(router.while_open, attendant.remove_container, token)
             made.attend()
             outward = next((claim for claim in claims if claim.wire.has_default_route), claims[0])
-            for port in self.ports:
+            for port in sorted(self.ports, key=lambda each: each.last is not None):  # ranges avoid the others
                 published = attendant.publish(port, outward.addresses)
                 made.published.append(published)
                 undo.callback(published.close)

@@ -159,7 +159,7 @@ def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwo
     )
     made = connector.take()
     try:
-        ports = [{**attrs.asdict(each.port), "host_port": each.host_port} for each in made.published]
+        ports = [{**attrs.asdict(each.port), "host_port": each.host_port, "last": None} for each in made.published]
         send(connection, {"addresses": list(made.claims[0].addresses), "ports": ports}, (made.fileno(),))
         _hold(connection, made)
     finally:

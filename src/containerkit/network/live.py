@@ -305,7 +305,7 @@ class LiveNetwork(Closing):
         from containerkit.network.later import published_of
 
         found = published_of(container) if self.addresses(container) else ()
-        return tuple(attrs.evolve(each.port, host_port=each.host_port) for each in found)
+        return tuple(attrs.evolve(each.port, host_port=each.host_port, last=None) for each in found)
 
     # --- What was refused
 

@@ -48,7 +48,7 @@ class Published:
 
     Attributes:
         port: the described port.
-        host_port: the first port of the host, also if any free port was requested.
+        host_port: the first port of the host, also if any free port, or one of a range, was requested.
 
     Raises:
         SetupError: ``EADDRINUSE`` if a port is in use, ``EACCES`` if the user may not bind a port below 1024,
@@ -73,8 +73,10 @@ class Published:
         self._relays: list[_Relay] = []
         self._target = _target(port, addresses) if port.fd is None else ""
         try:
-            for number in range(port.host_port, port.host_port + port.count):
-                self._held.append(_bound(port, number))
+            if port.last is not None:
+                self._held.append(_first_free(port, port.last))
+            else:
+                self._held += (_bound(port, number) for number in range(port.host_port, port.host_port + port.count))
             self.host_port = self._held[0].getsockname()[1]
             if port.fd is None:
                 self._carry(rules)
@@ -139,6 +141,16 @@ def _target(port: Port, addresses: Sequence[str]) -> str:
     """Return the container's address of the same IP version as the host's address, or else its first."""
     same = [each for each in addresses if (":" in each) == (":" in port.host)]
     return (same or list(addresses))[0]
+
+
+def _first_free(port: Port, last: int) -> socket.socket:
+    for number in range(port.host_port, last):
+        try:
+            return _bound(port, number)
+        except SetupError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _bound(port, last)
 
 
 def _bound(port: Port, number: int) -> socket.socket:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["gather", "install"]
 
 _VERBS = ("create", "execute")
-_OFTEN = ("cgroups", "filters", "hooks", "lifehooks", "limits", "console", "devicerules", "sysfs")
+_OFTEN = ("cgroups", "filters", "hooks", "lifehooks", "limits", "console", "devicerules", "sysfs", "cgroupmounts")
 """What the configurations of engines need besides, in ``containerkit.oci``."""
 _OTHERS = ("fcntl", "pwd", "resource")
 """Modules of Python that they import late. Most Pythons have them built in, and then nothing is carried."""
@@ -110,11 +110,14 @@ def gather() -> bytes:
         spec = module.__spec__
         if spec is None or spec.origin is None or not spec.has_location or name == __name__ or name in _STARTED:
             continue
-        code = b""
-        if isinstance(spec.loader, SourceFileLoader):
-            code = marshal.dumps(spec.loader.get_code(name))
+        code = marshal.dumps(_compiled(spec.loader)) if isinstance(spec.loader, SourceFileLoader) else b""
         is_package = spec.submodule_search_locations is not None
         table[name] = spec.origin, spec.cached or "", is_package, _stamp(spec.origin), len(codes), len(code)
         codes += code
-    own = SourceFileLoader(__name__, __file__).get_code(__name__)
+    own = _compiled(SourceFileLoader(__name__, __file__))
     return MAGIC_NUMBER + marshal.dumps((own, table)) + codes
+
+
+def _compiled(loader: SourceFileLoader) -> "CodeType":
+    """Return a module's bytecode without docstrings and assertions. Here, the latter are for type checkers."""
+    return compile(loader.get_data(loader.path), loader.path, "exec", dont_inherit=True, optimize=2)

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SLOTS", "Data", "Slot", "Tape"]
 
-_CALLS = {
-    **k.SYSTEM_CALLS,
-    **{"x86_64": {"accept4": 288}, "aarch64": {"accept4": 242}}.get(k.MACHINE, {}),
-}
+_MORE_CALLS = {
+    "x86_64": {"accept4": 288},
+    "aarch64": {"accept4": 242},
+}.get(k.MACHINE, {})
+_CALLS = {**k.SYSTEM_CALLS, **_MORE_CALLS}
 _CALL, _INTEGER, _DATA, _SLOT = k.STEP_CALL, k.ARG_INTEGER, k.ARG_DATA, k.ARG_SLOT
 
 

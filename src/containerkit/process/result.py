@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, Self
 
-    from containerkit.cgroup.stats import Usage as GroupUsage
+    from containerkit.cgroup.stats import GroupUsage
 
 __all__ = ["Cause", "CompletedProcess", "Usage", "decode", "result_fields"]
 

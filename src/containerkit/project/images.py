@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from containerkit.image import Image
     from containerkit.project.project import Project
 
-__all__ = ["build_image", "image_of", "tag_of"]
+__all__ = ["build_image", "build_order", "image_of", "rlimits_of", "tag_of"]
 
 _POLICIES: Final = {"always": "always", "never": "never", "missing": "missing", "build": "never"}
 
@@ -22,6 +22,30 @@ _POLICIES: Final = {"always": "always", "never": "never", "missing": "missing", 
 def tag_of(project: Project, service: str, keys: Mapping[str, Any]) -> str:
     """Return the name of a service's image."""
     found: str = keys.get("image", f"{project.name}-{service}")
+    return found
+
+
+def rlimits_of(ulimits: Mapping[str, Any]) -> dict[str, int | tuple[int, int]]:
+    """Return the limits of resources of the key ``ulimits``."""
+    return {name: (each["soft"], each["hard"]) if isinstance(each, dict) else each for name, each in ulimits.items()}
+
+
+def build_order(services: Mapping[str, Any]) -> list[str]:
+    """Return the names of services, each after those whose images its build uses as contexts."""
+    found: list[str] = []
+
+    def visit(name: str, chain: tuple[str, ...]) -> None:
+        if name in chain:
+            raise SpecError(f"build.additional_contexts: a circle of services: {' -> '.join((*chain, name))}")
+        if name in found or name not in services:
+            return
+        for place in services[name].get("build", {}).get("additional_contexts", {}).values():
+            if place.startswith("service:"):
+                visit(place.removeprefix("service:"), (*chain, name))
+        found.append(name)
+
+    for name in services:
+        visit(name, ())
     return found
 
 
@@ -94,7 +118,13 @@ def build_image(
         "tag": tag_of(project, service, keys), "args": build.get("args", {}), "target": build.get("target", ""),
         "cache": not (no_cache or build.get("no_cache")), "pull": "always" if pull or build.get("pull") else "missing",
         "network": _network(build.get("network"), service), "secrets": _secrets(project, build), "log": log,
+        "contexts": _contexts(project, service, build, log), "labels": build.get("labels", {}),
+        "hosts": dict(each.split("=", 1) for each in build.get("extra_hosts", ())),
     }  # fmt: skip
+    if "shm_size" in build:
+        options["shm_size"] = int(build["shm_size"])
+    if "ulimits" in build:
+        options["rlimits"] = rlimits_of(build["ulimits"])
     platform = keys.get("platform") or next(iter(build.get("platforms", ())), None)
     if platform:
         options["platform"] = platform
@@ -103,24 +133,27 @@ def build_image(
     elif build["dockerfile"] != "Dockerfile":
         options["dockerfile"] = os.path.join(context, build["dockerfile"])
     image = Image.build(context, **options)
-    if build.get("labels"):
-        image = _labelled(image, build["labels"], options, service)
     for tag in build.get("tags", ()):
         image.tag(tag)
     return image
 
 
-def _labelled(image: Image, labels: Mapping[str, str], options: Mapping[str, Any], service: str) -> Image:
-    """Return an image with labels, under the same name."""
-    from containerkit.image import Build, Image
-
-    if image.config.defaults.on_build:
-        raise SpecError(
-            f"services.{service}.build.labels: the image has ONBUILD instructions, which a further step would run; use "
-            "LABEL in the Dockerfile"
-        )
-    kept = {name: options[name] for name in ("tag", "platform") if name in options}
-    return Image.build(Build.from_(options["tag"]).label(labels), pull="never", **kept)
+def _contexts(project: Project, service: str, build: Mapping[str, Any], log: Callable[[str], object]) -> dict[str, str]:
+    """Return the further contexts of a build. An image of another service is built if it is missing."""
+    found = {}
+    for name, place in build.get("additional_contexts", {}).items():
+        kind, _, other = place.partition("service:")
+        found[name] = place
+        if not kind and other:
+            keys = project.model["services"][other]
+            image_of(project, other, keys, log=log)
+            found[name] = f"docker-image://{tag_of(project, other, keys)}"
+        elif "://" in place and not place.startswith("docker-image://"):
+            raise SpecError(
+                f"services.{service}.build.additional_contexts.{name}: {place!r:.100} is not supported; use a "
+                "directory, docker-image://NAME or service:NAME"
+            )
+    return found
 
 
 def _network(text: str | None, service: str) -> str:

@@ -1,16 +1,16 @@
-"""The output of a project's containers, line by line, for any number of readers."""
+"""The output of a project's containers line by line, and their events, for any number of readers."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-__all__ = ["Journal", "LogLine"]
+__all__ = ["Happening", "Journal", "LogLine"]
 
 _LINES: Final = 200_000
 _LONGEST: Final = 16_384
@@ -34,11 +34,32 @@ class LogLine(NamedTuple):
     text: str
 
 
-class Journal:
-    """The latest 200,000 lines, in memory. Older ones are dropped."""
+class Happening(NamedTuple):
+    """An event of a container.
+
+    Attributes:
+        time: when it happened, in seconds since 1970.
+        service: the service's name.
+        container: the container's name.
+        action: what happened, in Docker's words, such as ``start``, ``die``, ``health_status: healthy``.
+        attributes: more about it, such as ``exitCode``.
+    """
+
+    time: float
+    service: str
+    container: str
+    action: str
+    attributes: dict[str, str]
+
+
+_Entry = TypeVar("_Entry", LogLine, Happening)
+
+
+class Journal(Generic[_Entry]):
+    """The latest 200,000 lines or events, in memory. Older ones are dropped."""
 
     def __init__(self) -> None:
-        self._lines: deque[LogLine] = deque(maxlen=_LINES)
+        self._lines: deque[_Entry] = deque(maxlen=_LINES)
         self._count = 0
         self._kept: dict[str, deque[tuple[int, int]]] = {}
         self._bytes: dict[str, int] = {}
@@ -46,7 +67,7 @@ class Journal:
         self._changed = threading.Condition()
         self._closed = False
 
-    def add(self, lines: list[LogLine], most_bytes: int | None = None) -> None:
+    def add(self, lines: list[_Entry], most_bytes: int | None = None) -> None:
         """Add lines, and wake the readers that follow.
 
         Args:
@@ -60,11 +81,11 @@ class Journal:
             self._count += len(lines)
             self._changed.notify_all()
 
-    def _limit(self, lines: list[LogLine], most_bytes: int) -> None:
+    def _limit(self, lines: list[_Entry], most_bytes: int) -> None:
         """Count a container's bytes in the journal, and hide its oldest lines above the limit."""
         for number, line in enumerate(lines, self._count):
             kept = self._kept.setdefault(line.container, deque(maxlen=_LINES))
-            size = len(line.text) + 1
+            size = len(line[-1]) + 1
             kept.append((number, size))
             total = self._bytes.get(line.container, 0) + size
             while total > most_bytes:
@@ -85,39 +106,45 @@ class Journal:
         *,
         follow: bool = False,
         since: float = 0.0,
+        until: float | None = None,
         tail: int | None = None,
         stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[LogLine]:
+    ) -> Iterator[_Entry]:
         """Iterate over the lines, oldest first.
 
         Args:
             services: the services to include (default: all).
             follow: wait for more, until the project has ended (default False).
             since: seconds since 1970; older lines are left out.
+            until: seconds since 1970; later lines are left out, and nothing is waited for after it (default: no end).
             tail: at most so many of the existing lines, the latest (default: all).
             stop: called twice a second while it waits; the iteration ends if it returns True.
         """
+
+        def wanted(line: _Entry) -> bool:
+            late = until is not None and line.time > until
+            return line.time >= since and not late and (not services or line.service in services)
+
+        def ended() -> bool:
+            return self._closed or stop() or (until is not None and time.time() > until)
+
         with self._changed:
             at = self._count
             there = [
                 line
                 for number, line in enumerate(self._lines, at - len(self._lines))
-                if self._wanted(line, services, since) and number >= self._first.get(line.container, 0)
+                if wanted(line) and number >= self._first.get(line.container, 0)
             ]
         yield from there if tail is None else there[len(there) - min(tail, len(there)) :]
         while follow:
             with self._changed:
-                while at == self._count and not self._closed and not stop():
+                while at == self._count and not ended():
                     self._changed.wait(0.5)
                 if at == self._count:
                     return
                 new = [self._lines[index] for index in range(-min(self._count - at, len(self._lines)), 0)]
                 at = self._count
-            yield from (line for line in new if self._wanted(line, services, since))
-
-    @staticmethod
-    def _wanted(line: LogLine, services: Collection[str], since: float) -> bool:
-        return line.time >= since and (not services or line.service in services)
+            yield from filter(wanted, new)
 
 
 class Splitter:

@@ -200,6 +200,9 @@ def _check_service(service: dict[str, Any], model: dict[str, Any]) -> None:
     build = service.get("build", {})
     if "dockerfile" in build and "dockerfile_inline" in build:
         raise SpecError("build: dockerfile and dockerfile_inline exclude each other")
+    for name, place in build.get("additional_contexts", {}).items():
+        if place.startswith("service:") and place.removeprefix("service:") not in model["services"]:
+            raise SpecError(f"build.additional_contexts.{name}: there is no {place.replace(':', ' ')!r}")
     if service.get("platform") and build.get("platforms") and service["platform"] not in build["platforms"]:
         raise SpecError(f"build.platforms: they must include the service's platform {service['platform']}")
     if "network_mode" in service and service.get("networks"):

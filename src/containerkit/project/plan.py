@@ -19,9 +19,20 @@ if TYPE_CHECKING:
 
     from containerkit.project.project import Project
 
-    Action = Literal["image", "network", "volume", "wait", "start", "restart", "stop", "close"]
+    Action = Literal["image", "network", "volume", "wait", "create", "start", "restart", "stop", "close"]
 
-__all__ = ["BESIDE", "Observed", "Plan", "Step", "down_plan", "fingerprint", "replica_names", "rolls_back", "up_plan"]
+__all__ = [
+    "BESIDE",
+    "Observed",
+    "Plan",
+    "Step",
+    "down_plan",
+    "fingerprint",
+    "replica_names",
+    "rolls_back",
+    "up_plan",
+    "without_starts",
+]
 
 
 BESIDE: Final = "beside the previous one"
@@ -272,10 +283,13 @@ class _Planning:
     def _resources(self, service: str, keys: Mapping[str, Any]) -> list[str]:
         used = normal.references(keys)
         mounted = [each.get("source") for each in keys.get("volumes", ()) if each["type"] == "image"]
+        contexts = keys.get("build", {}).get("additional_contexts", {}).values()
         built = [
             self._image(other, ())
             for other, its in self._services.items()
-            if other != service and "build" in its and its.get("image", f"{self._project.name}-{other}") in mounted
+            if other != service
+            and "build" in its
+            and (its.get("image", f"{self._project.name}-{other}") in mounted or f"service:{other}" in contexts)
         ]
         found = [self._image(service, tuple(built))]
         found += [self._add(Step("network", name)) for name in used["networks"] if name not in self._opened]
@@ -326,3 +340,11 @@ def rolls_back(project: Project, plan: Plan) -> bool:
         if deploy.get("update_config", {}).get("failure_action") == "rollback":
             return True
     return False
+
+
+def without_starts(plan: Plan) -> Plan:
+    """Return a plan that creates containers where another one would start them. Nothing is waited for."""
+    kept = [step for step in plan.steps if step.action not in ("wait", "restart")]
+    made = [attrs.evolve(step, action="create") if step.action == "start" else step for step in kept]
+    names = {step.name for step in made}
+    return Plan(tuple(attrs.evolve(step, after=tuple(each for each in step.after if each in names)) for step in made))

@@ -14,6 +14,7 @@ from containerkit.errors import SpecError
 from containerkit.project.cdi import requested
 from containerkit.project.confinement import confinement, limits_of, namespaces
 from containerkit.project.health import Check
+from containerkit.project.images import rlimits_of
 from containerkit.project.mounts import files_of, mounts_of
 from containerkit.project.shapes import duration_s
 from containerkit.spec.network import DNS
@@ -146,10 +147,7 @@ def _command(keys: Mapping[str, Any], image: Image, more: Mapping[str, str]) -> 
     if "group_add" in keys:
         options["groups"] = [int(each) if each.isdecimal() else each for each in keys["group_add"]]
     if "ulimits" in keys:
-        options["rlimits"] = {
-            name: (each["soft"], each["hard"]) if isinstance(each, dict) else each
-            for name, each in keys["ulimits"].items()
-        }
+        options["rlimits"] = rlimits_of(keys["ulimits"])
     return options
 
 
@@ -180,13 +178,11 @@ def ports_of(keys: Mapping[str, Any]) -> tuple[Port, ...]:
     """Return the published ports of a service. A port without an address is published on all addresses of the host."""
     found = []
     for each in keys.get("ports", ()):
-        published = each.get("published", "0")
-        if "-" in published:
-            raise SpecError(f"ports: one port can't be published on the range {published}; give one port, or none")
+        first, _, last = each.get("published", "0").partition("-")
         if each["protocol"] == "sctp":
             raise SpecError("ports: sctp is not supported; choose from tcp and udp")
         host = each.get("host_ip") or "0.0.0.0"  # noqa: S104 - specified for a port without address
-        found.append(Port(int(published), each["target"], each["protocol"], host=host))
+        found.append(Port(int(first), each["target"], each["protocol"], host=host, last=int(last) if last else None))
     return tuple(found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import selectors
 import signal
 import threading
 import time
@@ -15,8 +14,9 @@ from containerkit._linux import procfs
 from containerkit.container.lifecycle import Container
 from containerkit.errors import ContainerError, ContainerTimeout, SpecError, StateError
 from containerkit.project.health import watch
-from containerkit.project.journal import Splitter
-from containerkit.project.shapes import duration_s, size_of
+from containerkit.project.journal import Happening
+from containerkit.project.output import Output
+from containerkit.project.shapes import duration_s
 from containerkit.spec.command import User
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 60.0
 _LASTING_S: Final = 10.0  # after a run of this length the pauses begin anew with the shortest
 _KILL_S, _KILL_AGAIN_S = 2.0, 0.002
-_CHUNK: Final = 65536
 
 Status = Literal["created", "running", "restarting", "paused", "exited"]
 
@@ -110,6 +109,8 @@ class Replica(_LikeContainer):
         health: ``None`` without a check, else ``"starting"``, ``"healthy"`` or ``"unhealthy"``.
         exit_code: of the command when it last ended; 128+N if signal N ended it.
         restarts: how often the command was restarted.
+        exits: how often it has ended.
+        output: what its command writes.
         is_kept: whether the command was stopped, and the container keeps its files for the next one.
     """
 
@@ -122,23 +123,21 @@ class Replica(_LikeContainer):
         *,
         fingerprint: str,
         network: Mapping[str, Any],
-        journal: Journal,
+        journal: Journal[LogLine],
+        happened: Journal[Happening],
         changed: Callable[[], object],
     ) -> None:
         self.name, self.service, self.fingerprint = name, service, fingerprint
         self.status: Status = "created"
         self.is_kept = False
         self.exit_code: int | None = None
-        self.restarts = 0
+        self.restarts = self.exits = 0
         self.started_at = 0.0
         self.container = Container(**recipe.container, **network)
-        self._keys, self._recipe, self._journal, self._changed = keys, recipe, journal, changed
+        self._keys, self._recipe, self._happened, self._changed = keys, recipe, happened, changed
+        self.output = Output(service, name, keys.get("logging", {}), journal)
         self.health: str | None = self._first_health()
         self._restart = Restart(keys)
-        self._logging = keys.get("logging", {})
-        options = self._logging.get("options", {})
-        size = size_of(options["max-size"]) if "max-size" in options else None
-        self._log_bytes = None if size is None else size * int(options.get("max-file", "1"))
         self._grace_s = duration_s(keys.get("stop_grace_period", "10s"))
         self._stopping = threading.Event()
         self._again = threading.Event()
@@ -166,6 +165,7 @@ class Replica(_LikeContainer):
         """
         try:
             if not self.is_kept:
+                self.note("create")
                 self.container.start()
                 write_files(self.container, self._recipe)
             self.is_kept = False
@@ -193,6 +193,7 @@ class Replica(_LikeContainer):
         self._end = os.dup(self._process.fileno())  # the first one who waits for the process closes its own
         self._stdin = self._process.stdin  # kept open as long as the command runs
         self.status, self.started_at = "running", time.time()
+        self.note("start")
         self._changed()
 
     def _hook(self, hook: Mapping[str, Any]) -> None:
@@ -212,12 +213,15 @@ class Replica(_LikeContainer):
             assert self._process is not None
             began = time.monotonic()
             try:
-                self._follow(self._process)
+                self.output.follow(self._process, self._end)
             finally:
                 os.close(self._end)
             code = self._process.wait()
             self._process.close()
             self.exit_code = code if code >= 0 else 128 - code
+            self.exits += 1
+            self.output.end()
+            self.note("die", exitCode=str(self.exit_code))
             if self._restart.window_s is not None and time.monotonic() - began > self._restart.window_s:
                 tries = 0
             asked = self._again.is_set()
@@ -245,45 +249,9 @@ class Replica(_LikeContainer):
         try:
             self._begin()
         except ContainerError as error:
-            self._keep(Splitter(self.service, self.name, "stderr").feed(f"containerkit: {error}\n".encode()))
+            self.output.say(f"containerkit: {error}")
             return False
         return True
-
-    def _follow(self, process: Process[Any]) -> None:
-        streams = {"stdout": process.stdout, "stderr": process.stderr}
-        with selectors.DefaultSelector() as selector:
-            for name, file in streams.items():
-                if file is not None:
-                    os.set_blocking(file.fileno(), False)
-                    selector.register(file.fileno(), selectors.EVENT_READ, Splitter(self.service, self.name, name))
-            end = self._end
-            selector.register(end, selectors.EVENT_READ, None)
-            ended = False
-            while True:
-                events = selector.select(0 if ended else None)
-                read = [key for key, _ in events if key.data is not None and self._take(selector, key)]
-                ended = ended or any(key.fd == end for key, _ in events)
-                if ended and not read:  # do not wait for its children, which may hold the output open
-                    break
-            for key in selector.get_map().values():
-                if key.data is not None:
-                    self._keep(key.data.feed(b""))
-
-    def _keep(self, lines: list[LogLine]) -> None:
-        if self._logging.get("driver") != "none":
-            self._journal.add(lines, self._log_bytes)
-
-    def _take(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
-        try:
-            data = os.read(key.fd, _CHUNK)
-        except BlockingIOError:
-            return False
-        except OSError:  # the other side of the terminal is closed
-            data = b""
-        self._keep(key.data.feed(data))
-        if not data:
-            selector.unregister(key.fd)
-        return bool(data)
 
     def stop(self, grace_s: float | None = None, *, keep: bool = False) -> None:
         """Ask the command to end, wait, then kill what is left. May be called twice.
@@ -293,6 +261,8 @@ class Replica(_LikeContainer):
             keep: keep the container for the next :meth:`start`, unless it shares the host's pid namespace, or has
                 ended by itself (default False).
         """
+        if self.status in ("running", "paused", "restarting"):
+            self.note("stop")
         if not self._stopping.is_set() and self.status == "running":
             for hook in self._keys.get("pre_stop", ()):
                 with suppress(ContainerError):
@@ -366,6 +336,7 @@ class Replica(_LikeContainer):
         if process is None or self.status not in ("running", "restarting"):
             raise StateError(f"{self.name}: it is not running; 'up' starts it")
         self._again.set()
+        self.note("restart")
         with suppress(ContainerError):
             process.send_signal(self._stop_signal())
             try:
@@ -377,16 +348,19 @@ class Replica(_LikeContainer):
         """Send the command a signal."""
         if self._process is not None:
             self._process.send_signal(number)
+            self.note("kill", signal=str(int(number)))
 
     def pause(self) -> None:
         """Freeze all of its processes."""
         self.container.pause()
         self.status = "paused"
+        self.note("pause")
 
     def unpause(self) -> None:
         """Let its processes continue."""
         self.container.resume()
         self.status = "running"
+        self.note("unpause")
 
     @property
     def pid(self) -> int | None:  # type: ignore[override] # None between two commands
@@ -451,4 +425,27 @@ class Replica(_LikeContainer):
         """Set its health, and wake those who wait for it."""
         if self.health != health:
             self.health = health
+            if health in ("healthy", "unhealthy"):
+                self.note(f"health_status: {health}")
             self._changed()
+
+    def note(self, action: str, **attributes: str) -> None:
+        """Add an event of this container to those of the project."""
+        named = {"name": self.name, "image": self._keys.get("image", ""), **attributes}
+        self._happened.add([Happening(time.time(), self.service, self.name, action, named)])
+
+    @property
+    def has_terminal(self) -> bool:
+        """Whether its command has a terminal."""
+        return bool(self._keys.get("tty"))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of its terminal. Nothing happens if it has none."""
+        if self.has_terminal and self._process is not None:
+            self._process.resize(rows, columns)
+
+    @property
+    def stdin(self) -> int | None:
+        """The descriptor of its standard input, or of its terminal; None if it reads nothing."""
+        given = self._stdin if self.status == "running" else None
+        return None if given is None else int(given.fileno())

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from containerkit.errors import ContainerError, SpecError, StateError
-from containerkit.project import normal, realize, support, volumes
 from containerkit.project import plan as plans
+from containerkit.project import realize, support, volumes
 from containerkit.project.images import image_of
-from containerkit.project.journal import Journal
-from containerkit.project.replica import Replica, write_files
-from containerkit.project.waiting import Waiting
+from containerkit.project.journal import Happening, Journal, LogLine
+from containerkit.project.oneoffs import OneOffs
+from containerkit.project.replica import Replica
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from types import TracebackType
 
-    from containerkit.container.lifecycle import Container
     from containerkit.image import Image
     from containerkit.network import LiveNetwork
-    from containerkit.project.journal import LogLine
     from containerkit.project.plan import Plan, Step
     from containerkit.project.project import Project
-    from containerkit.project.realize import Recipe
 
 __all__ = ["Stack"]
 
 
-class Stack(Waiting):
+class Stack(OneOffs):
     """A running project. Made by :meth:`containerkit.project.Project.up`.
 
     Its containers die with this process, however it ends. Named volumes stay.
@@ -59,7 +56,10 @@ class Stack(Waiting):
         self._previous: dict[str, Replica] = {}  # those whose replacements already run, until they are stopped
         self._networks: dict[str, LiveNetwork] = {}
         self._images: dict[str, Image] = {}
-        self._journal = Journal()
+        self._one_offs: dict[str, Replica] = {}
+        self._created: dict[str, str] = {}
+        self._journal = Journal[LogLine]()
+        self._happened = Journal[Happening]()
         self._changed = threading.Condition()
         self._acting = threading.RLock()
         self._ended = False
@@ -97,17 +97,10 @@ class Stack(Waiting):
             if each.status != "exited" or (completed and not each.exit_code and not each.was_stopped)
         }
 
-    def logs(
-        self,
-        *services: str,
-        follow: bool = False,
-        since: float = 0.0,
-        tail: int | None = None,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[LogLine]:
-        """Iterate over the output of the containers; see :meth:`containerkit.project.journal.Journal.read`."""
-        self._check_names(services)
-        return self._journal.read(services, follow=follow, since=since, tail=tail, stop=stop)
+    @property
+    def created(self) -> dict[str, str]:
+        """The containers that were created and never started, by name, each with its service."""
+        return dict(self._created)
 
     def port(self, service: str, target: int, protocol: str = "tcp", index: int = 1) -> tuple[str, int]:
         """Return the address and port of the host on which a port of a service is published.
@@ -123,7 +116,12 @@ class Stack(Waiting):
                 return each.port.host, each.host_port
         raise StateError(f"{service}: port {target}/{protocol} is not published")
 
-    def _check_names(self, services: Collection[str]) -> None:
+    def check_names(self, services: Collection[str]) -> None:
+        """Refuse names that no service has.
+
+        Raises:
+            SpecError: no such service.
+        """
         for name in services:
             if name not in self.project.model["services"]:
                 known = ", ".join(self.project.model["services"])
@@ -140,6 +138,7 @@ class Stack(Waiting):
         deps: bool = True,
         recreate: bool | Collection[str] = False,
         keep: bool = False,
+        create: bool = False,
     ) -> Plan:
         """Make it as a project describes: start missing containers, replace changed ones, stop surplus ones.
 
@@ -151,6 +150,8 @@ class Stack(Waiting):
             recreate: also replace unchanged containers: those of the selected services (True), or those of the
                 named services (default False).
             keep: keep containers whose description has changed (default False).
+            create: prepare images, networks and volumes, and stop what is surplus or changed, but start nothing: the
+                next call does (default False).
 
         Returns:
             The plan that was performed.
@@ -165,20 +166,15 @@ class Stack(Waiting):
             if self._ended:
                 raise StateError(f"{self!r}: it is down")
             before, self.project = self.project, wanted
-            self._check_names(services or ())
+            self.check_names(services or ())
             again = (services or wanted.model["services"]) if recreate is True else recreate or ()
             anew = {*again, *(() if keep else self._changed_services())}
+            kept = {each.name for each in self.containers() if each.is_kept and each.service not in anew}
             plan = plans.up_plan(
-                wanted,
-                self.observed(completed=scale is not None),
-                open_networks=self._networks,
-                services=services,
-                scale=scale,
-                deps=deps,
-                recreate=again,
-                keep=keep,
-                kept={each.name for each in self.containers() if each.is_kept and each.service not in anew},
-            )
+                wanted, self.observed(completed=scale is not None), open_networks=self._networks, services=services,
+                scale=scale, deps=deps, recreate=again, keep=keep, kept=kept,
+            )  # fmt: skip
+            plan = plans.without_starts(plan) if create else plan
             self._end_kept(wanted.model["services"])
             try:
                 self._perform(plan, fresh=anew)
@@ -190,36 +186,46 @@ class Stack(Waiting):
                 raise
             return plan
 
-    def scale(self, service: str, count: int) -> None:
+    def scale(self, service: str, count: int, *, deps: bool = True) -> None:
         """Set the number of containers of a service.
+
+        Args:
+            service: its name.
+            count: the number.
+            deps: also start its dependencies (default True).
 
         Raises:
             SpecError: no such service, or an invalid number.
             ContainerError: as for :meth:`apply`.
         """
-        self._check_names((service,))
+        self.check_names((service,))
         if count < 0 or (count > 1 and "container_name" in self.project.model["services"][service]):
             raise SpecError(f"scale: {service} can't have {count} containers")
-        self.apply(services=(service,), scale={service: count, **self._numbers(service)})
+        self.apply(services=(service,), scale={service: count, **self._numbers(service)}, deps=deps)
 
     def _numbers(self, but: str) -> dict[str, int]:
         """Return the numbers of containers of the other services, so that scaling one service changes no other."""
         found = {name: len(self.containers(name)) for name in self.project.model["services"] if name != but}
         return {name: count for name, count in found.items() if count}
 
-    def restart(self, *services: str, grace_s: float | None = None) -> None:
-        """Restart services (default: all) in the order of their dependencies, and dependents with ``restart: true``.
+    def restart(self, *services: str, grace_s: float | None = None, deps: bool = True) -> None:
+        """Restart services (default: all) in the order of their dependencies.
+
+        Args:
+            services: their names.
+            grace_s: the time for each command to end by itself, in seconds (default: the services' own).
+            deps: also restart dependents with ``restart: true`` (default True).
 
         Raises:
             SpecError: no such service.
             StateError: a container is not running.
         """
-        self._check_names(services)
+        self.check_names(services)
         every = self.project.services
         chosen = set(services or every)
         for name, each in every.items():
             for other, how in each.keys.get("depends_on", {}).items():
-                if how.get("restart") and other in chosen:
+                if deps and how.get("restart") and other in chosen:
                     chosen.add(name)
         for name in every:
             if name in chosen:
@@ -234,7 +240,7 @@ class Stack(Waiting):
         self._end(services, grace_s, keep=True)
 
     def _end(self, services: Collection[str], grace_s: float | None, *, keep: bool) -> None:
-        self._check_names(services)
+        self.check_names(services)
         with self._acting:
             chosen = {name: each for name, each in self.observed().items() if not services or each.service in services}
             self._perform(plans.down_plan(self.project, chosen, ()), grace_s=grace_s, keep=keep)
@@ -245,7 +251,7 @@ class Stack(Waiting):
         Raises:
             SpecError: no such service.
         """
-        self._check_names(services)
+        self.check_names(services)
         chosen = set(services)
         for name, each in self.project.services.items():  # each after its dependencies
             if chosen & each.depends_on.keys():
@@ -258,7 +264,7 @@ class Stack(Waiting):
 
     def forget(self, *services: str) -> list[str]:
         """Forget the containers of services (default: all) that have ended; return their names."""
-        self._check_names(services)
+        self.check_names(services)
         with self._acting:
             gone = [
                 each.name
@@ -267,12 +273,14 @@ class Stack(Waiting):
             ]
             for name in gone:
                 self._forget(self._replicas[name])
+            gone += self._forget_one_offs(services)
         return gone
 
     def _forget(self, replica: Replica) -> None:
         """Forget a container that has ended. One that was kept ends."""
         replica.stop(0)
-        self._replicas.pop(replica.name, None)
+        if self._replicas.pop(replica.name, None) is not None:
+            replica.note("destroy")
 
     def down(self, *, grace_s: float | None = None, remove_volumes: bool = False) -> None:
         """Stop everything, each service before its dependencies. May be called twice.
@@ -287,7 +295,8 @@ class Stack(Waiting):
         with self._acting:
             if not self._ended:
                 self._ended = True
-                plan = plans.down_plan(self.project, self.observed(), tuple(self._networks))
+                one_offs = {name: plans.Observed("", "") for name in self._one_offs}
+                plan = plans.down_plan(self.project, {**self.observed(), **one_offs}, tuple(self._networks))
                 try:
                     self._end_kept()
                     self._perform(plan, grace_s=grace_s)
@@ -313,9 +322,10 @@ class Stack(Waiting):
         with ExitStack() as stack:  # each is tried, even if others fail
             for network in self._networks.values():
                 stack.callback(network.close)
-            for replica in (*self._replicas.values(), *self._previous.values()):
+            for replica in (*self._replicas.values(), *self._previous.values(), *self._one_offs.values()):
                 stack.callback(replica.stop, 0)
             stack.callback(self._journal.close)
+            stack.callback(self._happened.close)
         self._networks.clear()
 
     def __enter__(self) -> Self:
@@ -325,39 +335,6 @@ class Stack(Waiting):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.down()
-
-    @contextmanager
-    def one_off(
-        self, project: Project, service: str, *, name: str | None = None, aliases: bool = False
-    ) -> Iterator[tuple[Container, Recipe]]:
-        """Yield an additional container of a service. The caller starts its command.
-
-        Args:
-            project: the project, whose description of the service may differ: it publishes the ports in it.
-            service: the service's name.
-            name: of the container (default: a new one).
-            aliases: whether it also has the names of the service in its networks (default: only its own name, so that
-                others do not reach it in place of the service).
-
-        Raises:
-            SpecError, ContainerError: it can't be created.
-        """
-        from containerkit.container.lifecycle import Container
-        from containerkit.project.networks import connection
-
-        keys = project.model["services"][service]
-        name = name or f"{project.name}-{service}-run-{os.urandom(4).hex()}"
-        image = image_of(project, service, keys, build=self._build, pull=self._pull, log=self._log)
-        with self._acting:
-            for network in normal.references(keys)["networks"]:
-                if network not in self._networks:
-                    self._open_network(network)
-        made = realize.recipe(project, service, image, name, self._volume_path, self._shared)
-        with Container(
-            **made.container, **connection(project, service, name, self._networks, self._shared, named=aliases)
-        ) as container:
-            write_files(container, made)
-            yield container, made
 
     # --- Performing
 
@@ -424,6 +401,8 @@ class Stack(Waiting):
                 self._open_network(step.target)
             case "volume":
                 self._check_volume(step.target)
+            case "create":
+                self._created[step.target] = step.service
             case "start":
                 self._start(step, fresh)
             case "wait":
@@ -431,14 +410,22 @@ class Stack(Waiting):
             case "restart":
                 if self._replicas[step.target].status in ("running", "restarting"):
                     self._replicas[step.target].restart(grace_s)
-            case "stop" if step.target in self._previous:
-                self._previous.pop(step.target).stop(grace_s)
             case "stop":
-                self._replicas[step.target].stop(grace_s, keep=keep)
-                if step.detail:  # replaced or surplus; others stay on record until they start or are forgotten
-                    del self._replicas[step.target]
+                self._stop_step(step, grace_s, keep=keep)
             case "close":
                 self._networks.pop(step.target).close()
+
+    def _stop_step(self, step: Step, grace_s: float | None, *, keep: bool) -> None:
+        if step.target in self._previous:
+            self._previous.pop(step.target).stop(grace_s)
+        elif step.target in self._one_offs:
+            self._one_offs[step.target].stop(grace_s)
+        else:
+            replica = self._replicas[step.target]
+            replica.stop(grace_s, keep=keep)
+            if step.detail:  # replaced or surplus; others stay on record until they start or are forgotten
+                del self._replicas[step.target]
+                replica.note("destroy")
 
     def _open_network(self, name: str) -> None:
         from containerkit.project.networks import described
@@ -481,12 +468,13 @@ class Stack(Waiting):
         network = connection(self.project, service, step.target, self._networks, self._shared)
         replica = Replica(
             step.target, service, keys, made, fingerprint=plans.fingerprint(self.project, service), network=network,
-            journal=self._journal, changed=self._tell,
+            journal=self._journal, happened=self._happened, changed=self._tell,
         )  # fmt: skip
         if step.detail == plans.BESIDE:
             self._previous[step.target] = self._replicas[step.target]
         self._start_one(replica)
         self._replicas[step.target] = replica
+        self._created.pop(step.target, None)
 
     @staticmethod
     def _start_one(replica: Replica) -> None:

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 from contextlib import suppress
+from subprocess import DEVNULL
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit._linux.listeners import has_listener
@@ -115,7 +116,8 @@ class Supervisor:
             "apply": self._apply, "down": self._down, "ps": self._ps, "logs": self._logs, "exec": self._exec,
             "run": self._run, "top": self._top, "scale": self._scale, "restart": self._restart, "wait": self._wait,
             "port": self._port, "signal": self._signal, "stop": self._stop, "copy": self._copy, "remove": self._remove,
-            "files": lambda *_: self.stack.project.files,
+            "files": lambda *_: self.stack.project.files, "events": self._events, "attach": self._attach,
+            "commit": self._commit, "stats": self._stats, "tty": lambda request, *_: self._one(request).has_terminal,
         }  # fmt: skip
         if verb not in known:
             raise SpecError(f"unknown request {verb!r:.60}")
@@ -130,6 +132,7 @@ class Supervisor:
             deps=request.get("deps", True),
             recreate=request.get("recreate", False),
             keep=request.get("keep", False),
+            create=request.get("create", False),
         )
         for step in plan.steps:
             reply.send("item", f"{step.action} {step.target}")
@@ -144,37 +147,92 @@ class Supervisor:
 
     def _chosen(self, request: dict[str, Any]) -> list[Replica]:
         services = request.get("services") or ()
+        self.stack.check_names(services)
         return [each for each in self.stack.containers() if not services or each.service in services]
 
     def _ps(self, request: dict[str, Any], _: list[int], __: _Reply) -> list[dict[str, Any]]:
-        return [_row(each) for each in self._chosen(request)]
+        services = request.get("services") or ()
+        more = [each for each in self.stack.one_offs if not services or each.service in services]
+        rows = [_row(each) for each in (*self._chosen(request), *(more if request.get("all") else ()))]
+        return rows + [
+            {**_NEVER_STARTED, "Name": name, "Service": service}
+            for name, service in self.stack.created.items()
+            if not services or service in services
+        ]
 
     def _logs(self, request: dict[str, Any], _: list[int], reply: _Reply) -> None:
         lines = self.stack.logs(
             *(request.get("services") or ()), follow=bool(request.get("follow")), since=request.get("since") or 0.0,
-            tail=request.get("tail"), stop=reply.is_gone,
+            until=request.get("until"), tail=request.get("tail"), stop=reply.is_gone,
         )  # fmt: skip
         for line in lines:
             reply.send("item", line)
 
     def _one(self, request: dict[str, Any]) -> Replica:
-        found = self.stack.containers(request["service"])
+        found = self.stack.containers(request.get("service") or request["services"][0])
         index = int(request.get("index") or 1)
         if len(found) < index or found[index - 1].status == "exited":
-            raise StateError(f"service {request['service']}: its container {index} is not running")
+            raise StateError(f"service {request.get('service')}: its container {index} is not running")
         return found[index - 1]
 
     def _exec(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int:
         replica = self._one(request)
+        replica.note(f"exec_start: {' '.join(request['argv'])}")
+        if request.get("detach"):
+            process = replica.container.popen(
+                request["argv"], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, **replica.options(request)
+            )
+            threading.Thread(target=_ended, args=(process,), daemon=True).start()
+            return 0
         return _commanded(replica.container, replica.options(request), request["argv"], fds, reply, request.get("size"))
 
-    def _run(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int:
+    def _run(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int | str:
         project = Project.of(request["model"], request["directory"], request["variables"], request["files"])
         name, aliases = request.get("name"), bool(request.get("aliases"))
+        if request.get("detach"):
+            return self.stack.run_detached(
+                project, request["service"], request["argv"], name=name, aliases=aliases,
+                remove=bool(request.get("remove")), **request.get("options", {}),
+            ).name  # fmt: skip
         with self.stack.one_off(project, request["service"], name=name, aliases=aliases) as (container, recipe):
             argv = request["argv"] or recipe.argv
             options = {**recipe.command, **request.get("options", {})}
             return _commanded(container, options, argv, fds, reply, request.get("size"))
+
+    def _attach(self, request: dict[str, Any], fds: list[int], reply: _Reply) -> int | None:
+        """Show the output of a container, and pass on input. Return its status, or None if the client has detached."""
+        from containerkit.project.relay import attach
+
+        replica = self._one(request)
+        keys = request.get("keys", "").encode("latin-1")
+        replica.note("attach")
+        return attach(replica, fds if request.get("stdin") else [-1, *fds[1:]], reply.fileno(), keys)
+
+    def _events(self, request: dict[str, Any], _: list[int], reply: _Reply) -> None:
+        for each in self.stack.events(
+            *(request.get("services") or ()), since=request.get("since") or 0.0, until=request.get("until"),
+            stop=reply.is_gone,
+        ):  # fmt: skip
+            reply.send("item", each)
+
+    def _commit(self, request: dict[str, Any], _: list[int], __: _Reply) -> str:
+        from containerkit.image import Image, commit
+        from containerkit.project.images import tag_of
+
+        replica, project = self._one(request), self.stack.project
+        tag = tag_of(project, replica.service, project.model["services"][replica.service])
+        more = {name: request[name] for name in ("author", "message") if request.get(name)}
+        base = Image.get(tag, pull="never")
+        return str(commit(replica.container, request["reference"], base=base, **more).digest)
+
+    def _stats(self, request: dict[str, Any], _: list[int], __: _Reply) -> list[dict[str, Any]]:
+        from containerkit.container.usage import usage_of
+
+        return [
+            {"name": each.name, "usage": usage_of(each.container).to_json()}
+            for each in self._chosen(request)
+            if each.status in ("running", "paused")
+        ]
 
     def _top(self, request: dict[str, Any], _: list[int], __: _Reply) -> Any:
         return [
@@ -185,10 +243,11 @@ class Supervisor:
 
     def _scale(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
         for service, count in request["scale"].items():
-            self.stack.scale(service, count)
+            self.stack.scale(service, count, deps=request.get("deps", True))
 
     def _restart(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
-        self.stack.restart(*(request.get("services") or ()), grace_s=request.get("grace_s"))
+        deps = request.get("deps", True)
+        self.stack.restart(*(request.get("services") or ()), grace_s=request.get("grace_s"), deps=deps)
 
     def _stop(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
         self.stack.stop(*(request.get("services") or ()), grace_s=request.get("grace_s"))
@@ -202,7 +261,7 @@ class Supervisor:
 
     def _signal(self, request: dict[str, Any], _: list[int], __: _Reply) -> None:
         what = request["signal"]
-        for each in self._chosen(request):
+        for each in [self._one(request)] if request.get("index") else self._chosen(request):
             if what in ("pause", "unpause"):
                 each.pause() if what == "pause" else each.unpause()
             elif each.status == "running":
@@ -220,6 +279,18 @@ class Supervisor:
             files.get(request["inside"], request["outside"])
         else:
             files.put(request["outside"], request["inside"])
+
+
+def _ended(process: Any) -> None:
+    with suppress(ContainerError), process:
+        process.wait()
+
+
+_NEVER_STARTED: Final[dict[str, Any]] = {
+    "State": "created", "Health": "", "ExitCode": None, "Pid": None, "Restarts": 0, "StartedAt": 0.0, "Command": "",
+    "Ports": [], "Fingerprint": "", "Labels": {}, "Annotations": {},
+}  # fmt: skip
+"""The row of a container that was created and never started, without its names."""
 
 
 def _row(each: Replica) -> dict[str, Any]:

@@ -35,6 +35,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "services.volumes.bind.propagation": ("private", "rprivate", "shared", "rshared", "slave", "rslave"),
     "services.volumes.bind.recursive": ("enabled", "disabled", "readonly", "writable"),
     "services.build.network": ("default", "none", "host"),
+    "services.build.ssh": ("default",),
     "services.deploy.mode": ("replicated", "global"),
     "services.deploy.endpoint_mode": ("dnsrr",),
     "services.deploy.update_config.failure_action": ("pause", "rollback"),
@@ -50,6 +51,12 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
 }
 """The supported values; for a mapping, its supported keys."""
 
+_REMEDIES: Final = {
+    "services.logging.driver": "'compose logs --follow --no-log-prefix SERVICE | logger' passes lines on to syslog",
+    "services.build.ssh": "RUN --mount=type=ssh gets the agent of $SSH_AUTH_SOCK",
+}
+"""What to do instead of a value that is not supported."""
+
 
 def unsupported(project: Project) -> None:
     """Refuse keys and values that are not supported, before anything is created.
@@ -59,12 +66,8 @@ def unsupported(project: Project) -> None:
     """
     for path in REFUSED:
         _refuse(project.model, path)
-    for path, known in _CHOICES.items():
-        for place, value in _found(project.model, path):
-            for each in value if isinstance(value, dict) else (value,):
-                if each and each not in known and not (":" in each and f"{each.partition(':')[0]}:*" in known):
-                    there = ", ".join(word.replace("*", "NAME") for word in known)
-                    raise SpecError(f"{place}: {each!r:.60} is not supported; choose from {there}")
+    for path in _CHOICES:
+        _choose(project.model, path)
     for name, keys in project.model["services"].items():
         try:
             check_service(keys, project)
@@ -87,9 +90,20 @@ def unsupported_builds(project: Project, services: Collection[str]) -> None:
         SpecError: with the place of the key, and an alternative.
     """
     chosen = {name: each for name, each in project.model["services"].items() if name in services}
-    for path in REFUSED:
-        if path.startswith("services.build."):
-            _refuse({"services": chosen}, path)
+    for paths, check in ((REFUSED, _refuse), (_CHOICES, _choose)):
+        for path in paths:
+            if path.startswith("services.build."):
+                check({"services": chosen}, path)
+
+
+def _choose(model: Mapping[str, Any], path: str) -> None:
+    known = _CHOICES[path]
+    for place, value in _found(model, path):
+        for each in value if isinstance(value, (dict, list)) else (value,):
+            if each and each not in known and not (":" in each and f"{each.partition(':')[0]}:*" in known):
+                there = ", ".join(word.replace("*", "NAME") for word in known)
+                remedy = f"; {_REMEDIES[path]}" if path in _REMEDIES else ""
+                raise SpecError(f"{place}: {each!r:.60} is not supported; choose from {there}{remedy}")
 
 
 def _refuse(model: Mapping[str, Any], path: str) -> None:
@@ -190,7 +204,9 @@ def _check_deploy(keys: Mapping[str, Any]) -> None:
 def _check_twice(keys: Mapping[str, Any], place: str) -> None:
     """Refuse what two containers can't have at the same time: a replacement, and the one that it replaces."""
     what = [
-        f"the host's port {each['published']}" for each in keys.get("ports", ()) if each.get("published", "0") != "0"
+        f"the host's port {each['published']}"
+        for each in keys.get("ports", ())
+        if each.get("published", "0") != "0" and "-" not in each["published"]
     ]
     what += [f"the address {keys['mac_address']}"] if "mac_address" in keys else []
     for how in (keys.get("networks") or {}).values():

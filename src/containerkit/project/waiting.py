@@ -1,4 +1,4 @@
-"""Waits for a project's containers: for their end, their health, and the conditions of dependencies."""
+"""Waits for a project's containers: for their end, health, output and events, and the conditions of dependencies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from containerkit.project.shapes import duration_s
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
-    from containerkit.project.journal import Journal
+    from containerkit.project.journal import Happening, Journal, LogLine
     from containerkit.project.plan import Step
     from containerkit.project.project import Project
     from containerkit.project.replica import Replica
@@ -28,15 +28,46 @@ class Waiting:
     """The part of a stack that waits."""
 
     project: Project
-    _journal: Journal
+    _journal: Journal[LogLine]
+    _happened: Journal[Happening]
     _changed: threading.Condition
 
     def containers(self, service: str | None = None) -> list[Replica]:
         """Return the containers of a service, or all, by name."""
         raise NotImplementedError
 
-    def _check_names(self, services: Collection[str]) -> None:
+    def check_names(self, services: Collection[str]) -> None:
+        """Refuse names that no service has."""
         raise NotImplementedError
+
+    def events(
+        self,
+        *services: str,
+        since: float = 0.0,
+        until: float | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Happening]:
+        """Iterate over what happens to the containers, until the project ends.
+
+        Args:
+            services: the services to include (default: all).
+            since, until, stop: see :meth:`containerkit.project.journal.Journal.read`.
+        """
+        self.check_names(services)
+        return self._happened.read(services, follow=True, since=since, until=until, stop=stop)
+
+    def logs(
+        self,
+        *services: str,
+        follow: bool = False,
+        since: float = 0.0,
+        until: float | None = None,
+        tail: int | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[LogLine]:
+        """Iterate over the output of the containers; see :meth:`containerkit.project.journal.Journal.read`."""
+        self.check_names(services)
+        return self._journal.read(services, follow=follow, since=since, until=until, tail=tail, stop=stop)
 
     def wait(self, *services: str, timeout: float | None = None) -> dict[str, int]:
         """Wait until the containers of services (default: all) have ended; return their statuses by name.
@@ -44,7 +75,7 @@ class Waiting:
         Raises:
             ContainerTimeout: some are still running.
         """
-        self._check_names(services)
+        self.check_names(services)
 
         def ended() -> dict[str, int] | None:
             chosen = [each for each in self.containers() if not services or each.service in services]

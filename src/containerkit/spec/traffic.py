@@ -78,6 +78,8 @@ class Port:
         host: the host's address (default ``"127.0.0.1"``, only for this machine; ``"0.0.0.0"`` or ``"::"`` for all
             addresses).
         count: the number of consecutive ports, at least 1.
+        last: the last port of a range of the host's, which begins with ``host_port``: the first one that is free is
+            taken (default: only ``host_port``).
         fd: for :meth:`socket`: the number under which the container's commands inherit the listening socket.
 
     Raises:
@@ -90,6 +92,7 @@ class Port:
     host: str = attrs.field(default="127.0.0.1", kw_only=True, converter=_host)
     count: int = attrs.field(default=1, kw_only=True)
     fd: int | None = attrs.field(default=None, kw_only=True)
+    last: int | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         least = 0 if self.count == 1 else 1
@@ -101,6 +104,10 @@ class Port:
             raise SpecError("port: a listening socket needs a single tcp port")
         else:
             number(self.fd, "port: fd", 3, 1023)
+        if self.last is not None:
+            number(self.last, "port: last", max(self.host_port, 1), _LARGEST_PORT)
+            if self.count != 1 or self.fd is not None or not self.host_port:
+                raise SpecError("port: only one port of the container can be published on a range of the host's")
         if self.protocol not in ("tcp", "udp"):
             raise SpecError(f"port: the protocol is 'tcp' or 'udp', not {self.protocol!r:.100}")
 
@@ -122,7 +129,8 @@ class Port:
     def parse(cls, text: str) -> Port:
         """Parse the syntax of docker's ``-p``: ``[HOST:][PORT[-PORT]:]PORT[-PORT][/tcp|/udp]``.
 
-        The default address is 127.0.0.1. Write an IPv6 address in brackets.
+        The default address is 127.0.0.1. Write an IPv6 address in brackets. For one port of the container and a
+        range of the host's, the first free one is taken.
 
         Raises:
             SpecError: the text is invalid.
@@ -132,10 +140,12 @@ class Port:
             raise SpecError(f"publish: {text!r:.100} is not [HOST:][PORT:]PORT[/tcp|/udp]")
         inside, count = _range(found["inside"], text)
         outside, many = (inside, count) if found["outside"] is None else _range(found["outside"] or "0", text)
-        if found["outside"] is not None and many != count:
-            raise SpecError(f"publish: {text!r}: the ranges of host and container differ in length")
         host = (found["host"] or "127.0.0.1").strip("[]")
         protocol: Any = found["protocol"] or "tcp"
+        if count == 1 and many > 1:
+            return cls(outside, inside, protocol, host=host, last=outside + many - 1)
+        if found["outside"] is not None and many != count:
+            raise SpecError(f"publish: {text!r}: the ranges of host and container differ in length")
         return cls(outside, inside, protocol, host=host, count=count)
 
 
@@ -282,7 +292,8 @@ def check_ports(values: Iterable[object]) -> tuple[Port, ...]:
 
 
 def _meet(one: Port, other: Port) -> bool:
-    if 0 in (one.host_port, other.host_port) or one.protocol != other.protocol:
+    chosen_later = 0 in (one.host_port, other.host_port) or not one.last is other.last is None
+    if chosen_later or one.protocol != other.protocol:
         return False
     anywhere = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
     same = one.host == other.host or (

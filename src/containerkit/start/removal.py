@@ -6,7 +6,6 @@ import os
 from contextlib import suppress
 
 from containerkit._linux.tree_walk import DIRECTORY, remove
-from containerkit.start import userns_helper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +21,11 @@ def remove_tree(path: Path) -> bool:
         Whether it is gone.
     """
     _remove(path)
-    if path.exists() and userns_helper.key():
+    if not path.exists():
+        return True
+    from containerkit.start import userns_helper  # late, with all that makes user namespaces
+
+    if userns_helper.key():
         userns_helper.call(_remove, path)
     return not path.exists()
 

@@ -11,7 +11,7 @@ from containerkit._native import constants as k
 from containerkit._native.calls_seam import syscall
 from containerkit.archive.compression import Plain
 from containerkit.archive.extract import Extraction, extract
-from containerkit.archive.limits import Limits
+from containerkit.archive.limits import UnpackLimits
 from containerkit.archive.tarwrite import TreeWriter, Writing
 from containerkit.errors import CleanupError, SetupError
 from containerkit.start import userns_helper
@@ -23,7 +23,7 @@ __all__ = ["export", "replace"]
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _EXCHANGE: Final = 2
-_UNBOUND: Final = Limits(bytes=1 << 62, entries=1 << 40, ratio=1 << 30)
+_UNBOUND: Final = UnpackLimits(bytes=1 << 62, entries=1 << 40, ratio=1 << 30)
 """The limits of an archive: none, because a backup belongs to the user and may be as large as the disk."""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from containerkit.errors import SpecError
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from containerkit.project.project import Project
     from containerkit.project.remote import Remote
 
-__all__ = ["load", "numbers", "remote", "show", "table"]
+__all__ = ["load", "moment", "note", "numbers", "remote", "show", "table", "with_needed"]
 
 
 def load(options: argparse.Namespace, *, services: Sequence[str] = (), interpolate: bool = True) -> Project:
@@ -80,3 +82,39 @@ def table(rows: Sequence[Sequence[Any]]) -> None:
     widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         show("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def moment(text: str, option: str) -> float:
+    """Return a time in seconds since 1970, from a time of RFC 3339 or a duration before now.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    from datetime import UTC, datetime
+
+    from containerkit.project.shapes import duration_us
+
+    try:
+        return time.time() - (float(text) if text.replace(".", "", 1).isdecimal() else duration_us(text) / 1e6)
+    except SpecError:
+        pass  # it is a time
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise SpecError(
+            f"{option}: {text!r:.60} is neither a time nor a duration; use 10m, or 2026-01-31T12:00:00Z"
+        ) from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def note(text: str) -> None:
+    """Report a step, or the output of a build, on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line reports its steps
+
+
+def with_needed(project: Project, services: Sequence[str]) -> list[str]:
+    """Return the names of services and of all that they depend on, directly or not."""
+    found, known = list(services), project.services
+    for name in found:
+        found += [other for other in known[name].depends_on if other in known and other not in found]
+    return found

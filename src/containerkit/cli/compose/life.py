@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from containerkit.cli.compose.common import load, numbers, remote, show
-from containerkit.cli.compose.looking import print_line
+from containerkit.cli.compose.common import load, note, numbers, remote, show, with_needed
+from containerkit.cli.compose.looking import print_line, show_plan
 from containerkit.errors import SpecError, StateError
 
 if TYPE_CHECKING:
@@ -22,18 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["VERBS"]
 
 
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command line reports its steps
-
-
 def _up(options: argparse.Namespace) -> int:
     from containerkit.project import support
     from containerkit.project.remote import Remote, detach, project_request
 
+    if options.detach and options.watch:
+        raise SpecError("--watch: it needs a foreground; leave --detach out, or use 'compose watch' afterwards")
     project = load(options, services=options.services)
     if options.no_build:
         project = _without_builds(project)
     support.unsupported(project)
+    if options.dry_run:
+        options.json = False
+        return show_plan(project, options)
     services = options.services or None
     wait = options.wait_timeout if options.wait else None
     scale = numbers(options.scale) or None
@@ -43,17 +43,25 @@ def _up(options: argparse.Namespace) -> int:
         running = None
     if running is not None:
         request = project_request(project)
-        for text in running.stream("apply", **request, **_how(options), services=services, scale=scale, wait=wait):
+        for text in running.stream(
+            "apply", **request, **_how(project, options), services=services, scale=scale, wait=wait
+        ):
             if text is not None:
-                _note(text)
+                note(text)
         return 0
-    if options.detach or options.wait:
+    if options.detach or options.wait or options.no_start:
         detach(
-            project, _note, by_fork=True, **_how(options), services=services, scale=scale, wait=wait,
+            project, note, by_fork=True, **_how(project, options), services=services, scale=scale, wait=wait,
             build=options.build, pull=options.pull,
         )  # fmt: skip
         return 0
     return _attend(project, options, services, scale)
+
+
+def _create(options: argparse.Namespace) -> int:
+    options.no_start, options.detach, options.wait, options.watch = True, True, False, False
+    options.no_deps = options.always_recreate_deps = False
+    return _up(options)
 
 
 def _without_builds(project: Project) -> Project:
@@ -67,23 +75,16 @@ def _without_builds(project: Project) -> Project:
     return Project.of({**project.model, "services": services}, project.directory, project.variables, project.files)
 
 
-def _how(options: argparse.Namespace) -> dict[str, Any]:
+def _how(project: Project, options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments that select which running containers are replaced."""
     if options.no_deps and not options.services:
         raise SpecError("--no-deps: it needs names of services")
     every = options.force_recreate and options.always_recreate_deps and options.services
     return {
         "deps": not options.no_deps, "keep": options.no_recreate,
-        "recreate": _with_needed(options) if every else options.force_recreate,
+        "recreate": with_needed(project, options.services) if every else options.force_recreate,
+        "create": options.verb == "create" or options.no_start,
     }  # fmt: skip
-
-
-def _with_needed(options: argparse.Namespace) -> list[str]:
-    found: list[str] = list(options.services)
-    services = load(options, services=options.services).services
-    for name in found:
-        found += [other for other in services[name].depends_on if other in services and other not in found]
-    return found
 
 
 def _attend(
@@ -96,13 +97,17 @@ def _attend(
     from containerkit.project.stack import Stack
     from containerkit.project.supervisor import Supervisor
 
-    stack = Stack(project, log=_note, build=options.build, pull=options.pull)
+    stack = Stack(project, log=note, build=options.build, pull=options.pull)
     supervisor = Supervisor(stack)
     following = threading.Thread(target=_follow, args=(stack, options), daemon=True)
     try:
         with _ended_by_signals():
             following.start()
             stack.apply(services=services, scale=scale, deps=not options.no_deps)
+            if options.watch:
+                from containerkit.cli.compose.watching import watch
+
+                threading.Thread(target=watch, args=(project, options), daemon=True).start()
             return _until_ended(stack, options, supervisor)
     except _AskedToEnd as asked:
         return 128 + asked.number
@@ -143,6 +148,8 @@ def _follow(stack: Stack, options: argparse.Namespace) -> None:
         shown = stack.project.model["services"].get(line.service, {}).get("attach", True)
         if options.attach:
             shown = line.service in options.attach
+        elif options.services and not options.attach_dependencies:
+            shown = shown and line.service in options.services
         if shown and line.service not in options.no_attach:
             print_line(line, prefix=not options.no_log_prefix, timestamps=options.timestamps)
 
@@ -194,12 +201,13 @@ def _remove_images(options: argparse.Namespace) -> None:
             try:
                 Image.get(tag_of(project, name, keys), pull="never").remove()
             except ImageError as error:
-                _note(str(error))
+                note(str(error))
 
 
 def _asking(verb: str) -> Callable[[argparse.Namespace], int]:
     def ask(options: argparse.Namespace) -> int:
-        remote(options).ask(verb, services=options.services, grace_s=options.timeout)
+        deps = not getattr(options, "no_deps", False)
+        remote(options).ask(verb, services=options.services, grace_s=options.timeout, deps=deps)
         return 0
 
     return ask
@@ -222,7 +230,7 @@ def _signalling(word: str | None) -> Callable[[argparse.Namespace], int]:
 
 
 def _scale(options: argparse.Namespace) -> int:
-    remote(options).ask("scale", scale=numbers(options.numbers))
+    remote(options).ask("scale", scale=numbers(options.numbers), deps=not options.no_deps)
     return 0
 
 
@@ -232,43 +240,8 @@ def _rm(options: argparse.Namespace) -> int:
     return 0
 
 
-def _build(options: argparse.Namespace) -> int:
-    from containerkit.project.images import build_image
-    from containerkit.project.support import unsupported_builds
-
-    project = load(options, services=options.services)
-    unsupported_builds(project, options.services or project.model["services"])
-    extra = dict(each.partition("=")[::2] for each in options.build_arg)
-    log: Callable[[str], object] = (lambda _: None) if options.quiet else _note
-    for name, keys in project.model["services"].items():
-        if "build" in keys and (not options.services or name in options.services):
-            build = {**keys["build"], "args": {**keys["build"].get("args", {}), **extra}}
-            image = build_image(
-                project, name, {**keys, "build": build}, no_cache=options.no_cache, pull=options.pull, log=log
-            )
-            show(f"{name} {image.id}")
-    return 0
-
-
-def _pull(options: argparse.Namespace) -> int:
-    from containerkit.image import Image, silent, terminal_progress
-
-    project = load(options, services=options.services)
-    for name, keys in project.model["services"].items():
-        if (options.services and name not in options.services) or "image" not in keys:
-            continue
-        if "build" in keys and options.ignore_buildable:
-            continue
-        if options.quiet:
-            Image.pull(keys["image"], platform=keys.get("platform"), progress=silent)
-        else:
-            with terminal_progress() as progress:
-                Image.pull(keys["image"], platform=keys.get("platform"), progress=progress)
-    return 0
-
-
 VERBS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
     "up": _up, "down": _down, "restart": _asking("restart"), "stop": _asking("stop"), "start": _start,
     "pause": _signalling("pause"), "unpause": _signalling("unpause"), "kill": _signalling(None), "scale": _scale,
-    "build": _build, "pull": _pull, "rm": _rm,
+    "rm": _rm, "create": _create,
 }  # fmt: skip

@@ -6,16 +6,17 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from containerkit.cli.compose.common import load, remote, show, table
+from containerkit.cli.compose.common import load, moment, remote, show, table
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from containerkit.project.project import Project
     from containerkit.project.remote import Remote
 
-__all__ = ["VERBS", "print_line"]
+__all__ = ["VERBS", "print_line", "show_plan"]
 
 
 def _config(options: argparse.Namespace) -> int:
@@ -29,7 +30,7 @@ def _config(options: argparse.Namespace) -> int:
         model["services"] = services = {name: services[name] for name in options.services}
     lists: dict[str, Callable[[], Any]] = {
         "services": lambda: services, "volumes": lambda: model.get("volumes", {}),
-        "networks": lambda: model.get("networks", {}),
+        "networks": lambda: model.get("networks", {}), "models": lambda: model.get("models", {}),
         "images": lambda: [keys.get("image", f"{project.name}-{name}") for name, keys in services.items()],
         "profiles": lambda: sorted({each for keys in services.values() for each in keys.get("profiles", ())}),
         "hash": lambda: [f"{name} {fingerprint(project, name)}" for name in services],
@@ -64,21 +65,29 @@ def _escaped(value: Any) -> Any:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from containerkit.project import support
+
+    project = load(options, services=options.services)
+    support.unsupported(project)
+    return show_plan(project, options)
+
+
+def show_plan(project: Project, options: argparse.Namespace) -> int:
+    """Print the steps that would start a project, or update it if it runs. Return 0."""
     import attrs
 
     from containerkit.errors import StateError
     from containerkit.project import plan as plans
-    from containerkit.project import support
     from containerkit.project.remote import Remote
 
-    project = load(options, services=options.services)
-    support.unsupported(project)
     observed: dict[str, plans.Observed] = {}
     opened: tuple[str, ...] = ()
     try:
         rows = Remote(project.name).ask("ps")
         observed = {
-            row["Name"]: plans.Observed(row["Service"], row["Fingerprint"]) for row in rows if row["State"] != "exited"
+            row["Name"]: plans.Observed(row["Service"], row["Fingerprint"])
+            for row in rows
+            if row["State"] not in ("created", "exited")
         }
         opened = tuple(project.model.get("networks", {})) if observed else ()
     except StateError:
@@ -89,12 +98,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _ps(options: argparse.Namespace) -> int:
-    rows = remote(options).ask("ps", services=options.services)
+    rows = remote(options).ask("ps", services=options.services, all=options.all)
     states = _states(options)
     if states:
         rows = [row for row in rows if row["State"] in states]
     elif not options.all:
-        rows = [row for row in rows if row["State"] != "exited"]
+        rows = [row for row in rows if row["State"] not in ("created", "exited")]
     if options.only_services:
         for name in dict.fromkeys(row["Service"] for row in rows):
             show(name)
@@ -152,25 +161,6 @@ def print_line(line: Any, *, prefix: bool = True, timestamps: bool = False) -> N
     show(f"{head}{stamp}{text}")
 
 
-def _moment(text: str) -> float:
-    """Return a time in seconds since 1970, from a time of RFC 3339 or a duration before now."""
-    from datetime import UTC, datetime
-
-    from containerkit.project.shapes import duration_us
-
-    try:
-        return time.time() - (float(text) if text.replace(".", "", 1).isdecimal() else duration_us(text) / 1e6)
-    except SpecError:
-        pass  # it is a time
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise SpecError(
-            f"--since: {text!r:.60} is neither a time nor a duration; use 10m, or 2026-01-31T12:00:00Z"
-        ) from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-
-
 def _volumes(options: argparse.Namespace) -> int:
     from containerkit.project import normal
 
@@ -183,7 +173,12 @@ def _volumes(options: argparse.Namespace) -> int:
         for name in normal.references(keys)["volumes"]
     }
     rows = [(each["name"], key) for key, each in project.model.get("volumes", {}).items() if key in used]
-    if options.quiet:
+    if options.format != "table":
+        from containerkit.cli.listing import listed
+
+        for line in listed(options.format, ({"Name": name, "Key": key, "Driver": "local"} for name, key in rows)):
+            show(line)
+    elif options.quiet:
         for name, _ in rows:
             show(name)
     else:
@@ -203,12 +198,27 @@ def _version(options: argparse.Namespace) -> int:
 
 def _logs(options: argparse.Namespace) -> int:
     tail = int(options.tail) if options.tail and options.tail != "all" else None
-    since = _moment(options.since) if options.since is not None else None
-    asked = remote(options).stream("logs", services=options.services, follow=options.follow, tail=tail, since=since)
+    since = moment(options.since, "--since") if options.since is not None else None
+    until = moment(options.until, "--until") if options.until is not None else None
+    holder = remote(options)
+    only = _named(holder, options)
+    asked = holder.stream(
+        "logs", services=options.services, follow=options.follow, tail=tail, since=since, until=until
+    )  # fmt: skip
     for line in asked:
-        if line is not None:
+        if line is not None and only in (None, line[2]):
             print_line(line, prefix=not options.no_log_prefix, timestamps=options.timestamps)
     return 0
+
+
+def _named(holder: Remote, options: argparse.Namespace) -> str | None:
+    """Return the name of the container that ``--index`` selects; None for all."""
+    if options.index is None:
+        return None
+    names = sorted(row["Name"] for row in holder.ask("ps", services=options.services))
+    if len(options.services) != 1 or not 0 < options.index <= len(names):
+        raise SpecError(f"--index {options.index}: name one service that has such a container")
+    return str(names[options.index - 1])
 
 
 def _top(options: argparse.Namespace) -> int:
@@ -235,7 +245,10 @@ def _ls(options: argparse.Namespace) -> int:
     from containerkit.project.sockets import names
 
     rows: list[tuple[Any, ...]] = []
+    wanted = [_name_filter(text) for text in options.filter]
     for name in names():
+        if not all(text in name for text in wanted):
+            continue
         try:
             holder = Remote(name)
             states = [row["State"] for row in holder.ask("ps")]
@@ -252,6 +265,13 @@ def _ls(options: argparse.Namespace) -> int:
     else:
         table([("NAME", "STATUS", "CONFIG FILES"), *rows])
     return 0
+
+
+def _name_filter(text: str) -> str:
+    kind, _, value = text.partition("=")
+    if kind != "name":
+        raise SpecError(f"ls --filter {text!r:.60}: only name=TEXT is supported")
+    return value
 
 
 def _files(holder: Remote) -> str:
@@ -289,7 +309,10 @@ def _images(options: argparse.Namespace) -> int:
 
 
 def _wait(options: argparse.Namespace) -> int:
-    codes = remote(options).ask("wait", services=options.services)
+    holder = remote(options)
+    codes = holder.ask("wait", services=options.services)
+    if options.down_project:
+        holder.ask("down")
     for name, code in codes.items():
         show(f"{name} {code}")
     return int(max(codes.values(), default=0))

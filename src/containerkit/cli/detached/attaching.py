@@ -71,7 +71,7 @@ def watch(one: Detached, *, typing: bool, before: bool, keys: bytes = b"\x10\x11
         keys: the bytes of the keys that detach; empty for none.
         ends: close the command's standard input at the end of ours.
     """
-    tty = bool(one.inspect()["Config"]["Tty"])
+    tty, is_removed = one.keeping.tty, one.keeping.remove
     with ExitStack() as stack:
         stdin = stdin_of(one) if typing and one.status in ("running", "paused") else None
         hands_on = _Typing(stdin, keys, (lambda: end_input(one)) if ends else None)
@@ -89,9 +89,12 @@ def watch(one: Detached, *, typing: bool, before: bool, keys: bytes = b"\x10\x11
             copy(lines, at_once=True)
         except _DetachKeys:
             return 0
-    with suppress(StateError):  # the record may be removed when it ends
+    try:
         return shell_status(one.wait())
-    return 0
+    except StateError:
+        if not is_removed:
+            raise
+        return 0  # its keeper was faster, and with the record the status is gone
 
 
 def _resize(fd: int) -> None:

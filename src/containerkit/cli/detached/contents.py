@@ -17,12 +17,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from contextlib import AbstractContextManager
-    from typing import Any
+    from typing import Any, Final
 
-    from containerkit.cgroup.stats import Stats
+    from containerkit.container.usage import Usage
     from containerkit.detached.container import Detached
 
-__all__ = ["commit", "cp", "diff", "inspect", "stats", "top"]
+__all__ = ["STATS", "commit", "cp", "diff", "docker_fields", "figures", "inspect", "stats", "top"]
 
 
 def _define_one(parser: argparse.ArgumentParser) -> None:
@@ -113,18 +113,17 @@ def _stats(options: argparse.Namespace) -> int:
     while True:
         time.sleep(0.2 if once else 1.0)
         now = _measured(chosen, given=bool(options.names))
-        rows = [_figures(one, now[one], before.get(one)) for one in chosen if one in now]
+        rows = [figures(one.id, one.name, now[one], before.get(one)) for one in chosen if one in now]
         if options.json:
             import json
 
             say(json.dumps(rows, indent=2))
             return 0
         if options.format not in (None, "table"):
-            for line in listed(options.format, map(_docker_fields, rows)):
+            for line in listed(options.format, map(docker_fields, rows)):
                 say(line)
             return 0
-        titles = ["ID", "NAME", "CPU%", "MEMORY", "LIMIT", "PIDS"]
-        text = table([titles, *[[str(row[title.lower()]) for title in titles] for row in rows]])
+        text = table([STATS, *[[str(row[title.lower()]) for title in STATS] for row in rows]])
         if once:
             say(text)
             return 0
@@ -132,7 +131,7 @@ def _stats(options: argparse.Namespace) -> int:
         before = now
 
 
-def _docker_fields(row: dict[str, Any]) -> dict[str, Any]:
+def docker_fields(row: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a container's usage for templates, with Docker's names."""
     used, most = row["memory"], row["limit"]
     share = f"{used / most * 100:.2f}%" if isinstance(used, int) and isinstance(most, int) else "--"
@@ -143,36 +142,39 @@ def _docker_fields(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measured(chosen: list[Detached], *, given: bool) -> dict[Detached, tuple[float, Stats]]:
+STATS: Final = ("ID", "NAME", "CPU%", "MEMORY", "LIMIT", "PIDS")
+"""The titles of the usage of containers."""
+
+
+def _measured(chosen: list[Detached], *, given: bool) -> dict[Detached, tuple[float, Usage]]:
+    from containerkit.container.usage import Usage
+
     found = {}
     for one in chosen:
         try:
-            found[one] = (time.monotonic(), one.stats())
-        except ContainerError:  # it has ended, or has no control group
+            used = Usage.of_group(one.stats()) if one.has_group else Usage.of_processes(one.members())
+            found[one] = (time.monotonic(), used)
+        except ContainerError:  # it has ended
             if given:
                 raise
     return found
 
 
-def _figures(one: Detached, now: tuple[float, Stats], before: tuple[float, Stats] | None) -> dict[str, Any]:
-    memory, pids = now[1].memory, now[1].pids
-    used = _cpu_us(now[1])
-    former = None if before is None else _cpu_us(before[1])
-    percent = None
-    if before is not None and used is not None and former is not None:
-        percent = round((used - former) / max(1e-6, now[0] - before[0]) / 1e4, 2)
-    return {
-        "id": one.id,
-        "name": one.name,
-        "cpu%": "-" if percent is None else percent,
-        "memory": "-" if memory is None or memory.current_bytes is None else memory.current_bytes,
-        "limit": "-" if memory is None or memory.limit_bytes is None else memory.limit_bytes,
-        "pids": "-" if pids is None or pids.current is None else pids.current,
-    }
+def figures(key: str, name: str, now: tuple[float, Usage], before: tuple[float, Usage] | None) -> dict[str, Any]:
+    """Return the usage of a container for a table.
 
-
-def _cpu_us(stats: Stats) -> int | None:
-    return None if stats.cpu is None else stats.cpu.usage_us
+    Args:
+        key, name: its id and name.
+        now: the time in seconds, and the usage at that time.
+        before: the same from an earlier look, None for none.
+    """
+    used, percent = now[1], None
+    if before is not None and used.cpu_us is not None and before[1].cpu_us is not None:
+        percent = round((used.cpu_us - before[1].cpu_us) / max(1e-6, now[0] - before[0]) / 1e4, 2)
+    shown = {
+        "cpu%": percent, "memory": used.memory_bytes, "limit": used.memory_limit_bytes, "pids": used.processes,
+    }  # fmt: skip
+    return {"id": key, "name": name, **{title: "-" if value is None else value for title, value in shown.items()}}
 
 
 # --- diff, commit, cp

@@ -39,9 +39,10 @@ def _define_stop(parser: argparse.ArgumentParser) -> None:
 def _grace(options: argparse.Namespace) -> float | None:
     if options.time is None:
         return None
-    from containerkit.cli import arguments
-
-    seconds = float(arguments.number("--time", options.time, float))
+    try:
+        seconds = float(options.time)
+    except ValueError:
+        seconds = -1.0
     if not 0 <= seconds < 2**31:
         raise SpecError(f"--time: {options.time!r} is not a number of seconds")
     return seconds

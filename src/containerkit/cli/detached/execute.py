@@ -31,6 +31,7 @@ def _define(parser: argparse.ArgumentParser) -> None:
         "-i", "--interactive", action="store_true", help="pass on standard input (default: it is empty)"
     )
     parser.add_argument("-t", "--tty", action="store_true", help="allocate a terminal")
+    parser.add_argument("-d", "--detach", action="store_true", help="return at once, without streams")
     parser.add_argument(
         "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[], help="set a variable; repeatable"
     )
@@ -53,6 +54,10 @@ def _main(options: argparse.Namespace) -> int:
         if isinstance(container, View):
             container.note("exec_start", command=" ".join(words))
         fields = _fields(options, container)
+        if options.detach:
+            null = stack.enter_context(open(os.devnull, "r+b"))
+            container.popen(words, stdin=null, stdout=null, stderr=null, **fields)
+            return 0
         if options.tty:
             from containerkit.cli import terminal
             from containerkit.cli.relay import Relay

@@ -40,6 +40,23 @@ def _define_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--build-arg", metavar="NAME[=VALUE]", **_LISTS, help="a value for ARG; repeatable")
     parser.add_argument("--secret", metavar="id=NAME,src=FILE|env=NAME", **_LISTS, help="a secret file; repeatable")
     parser.add_argument(
+        "--build-context",
+        metavar="NAME=DIR|docker-image://NAME",
+        **_LISTS,
+        help="a further source of COPY --from=NAME and FROM; repeatable",
+    )
+    parser.add_argument(
+        "--ssh", choices=("default",), **_LISTS, help="accepted: RUN --mount=type=ssh gets $SSH_AUTH_SOCK"
+    )
+    parser.add_argument(
+        "--add-host", metavar="NAME:ADDRESS", **_LISTS, help="with --network internet: an address of a name; repeatable"
+    )
+    parser.add_argument("--label", metavar="NAME=VALUE", **_LISTS, help="a label of the image; repeatable")
+    parser.add_argument("--iidfile", metavar="FILE", help="write the id of the image to a file")
+    parser.add_argument("--push", action="store_true", help="push the image to the registry of its name")
+    parser.add_argument("--shm-size", metavar="SIZE", help="the size of /dev/shm for commands")
+    parser.add_argument("--ulimit", metavar="NAME=SOFT[:HARD]", **_LISTS, help="a limit for commands; repeatable")
+    parser.add_argument(
         "--network", choices=("none", "internet", "host"), default="none", help="for commands (default: none)"
     )
     parser.add_argument(
@@ -94,6 +111,9 @@ def _build(options: argparse.Namespace) -> int:
             target=options.target,
             args=_arguments(options.build_arg),
             secrets=dict(_secret(text) for text in options.secret),
+            contexts=_pairs("--build-context", options.build_context),
+            labels=_pairs("--label", options.label),
+            **_around(options),
             network=options.network,
             egress=options.egress,
             allow=tuple(options.allow),
@@ -110,6 +130,11 @@ def _build(options: argparse.Namespace) -> int:
         raise
     for name in options.tag[1:]:
         image.tag(name)
+    if options.iidfile is not None:
+        with open(options.iidfile, "w", encoding="ascii") as file:
+            file.write(str(image.id))
+    if options.push:
+        image.push()
     say(pinned(image))
     return 0
 
@@ -134,6 +159,28 @@ def _arguments(texts: list[str]) -> dict[str, str]:
             found[name] = value
         elif name in os.environ:
             found[name] = os.environ[name]
+    return found
+
+
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise SpecError(f"{option} {text!r:.100}: must be NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def _around(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of a build for what its commands find around them."""
+    from containerkit.cli import network_options, values
+
+    found: dict[str, Any] = {"hosts": dict(network_options.host(text) for text in options.add_host)}
+    if options.shm_size is not None:
+        found["shm_size"] = options.shm_size
+    if options.ulimit:
+        found["rlimits"] = values.rlimits(options.ulimit)
     return found
 
 

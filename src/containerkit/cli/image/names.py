@@ -136,8 +136,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def described(image: Image) -> dict[str, Any]:
-    """Return all known facts about an image."""
+    """Return all known facts about an image, and the most used ones also with Docker's names."""
     config = image.config
+    name = image.reference.familiar_with_tag if image.reference else ""
     layers = zip(image.manifest.layers, config.diff_ids, strict=True)
     return {
         **_summary(image),
@@ -153,7 +154,23 @@ def described(image: Image) -> dict[str, Any]:
         ],
         "config": config.defaults.to_json(),
         "annotations": dict(image.manifest.annotations),
+        "Id": str(image.id),
+        "RepoTags": [name] if name and "@" not in name else [],
+        "RepoDigests": [f"{name.rpartition(':')[0]}@{image.digest}"] if name and "@" not in name else [],
+        "Created": config.created,
+        "Author": config.author,
+        "Architecture": config.platform.architecture,
+        "Os": config.platform.os,
+        "Size": image.size_bytes,
+        "Config": {**_EMPTY_CONFIG, **config.defaults.to_json()},
+        "RootFS": {"Type": "layers", "Layers": [str(diff_id) for diff_id in config.diff_ids]},
     }
+
+
+_EMPTY_CONFIG: Final[dict[str, Any]] = {
+    "User": "", "Env": None, "Cmd": None, "Entrypoint": None, "WorkingDir": "", "Labels": None, "ExposedPorts": None,
+    "Volumes": None,
+}  # fmt: skip
 
 
 def _define_history(parser: argparse.ArgumentParser) -> None:

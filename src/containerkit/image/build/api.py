@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
@@ -12,6 +12,7 @@ from containerkit.errors import SpecError
 from containerkit.image.build.copying import context_source
 from containerkit.image.build.dockerfile import Dockerfile, Instruction, Stage, parse_dockerfile
 from containerkit.image.build.engine import ENTITLEMENTS, Engine
+from containerkit.image.build.running import Around
 from containerkit.archive.tarwrite import source_date_epoch
 from containerkit.image.platform import Platform
 from containerkit.image.progress import silent
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from containerkit.options import ListOf
 
 __all__ = ["Build", "build_dockerfile"]
+
+_IMAGE: Final = "docker-image://"
 
 
 @explained
@@ -71,6 +74,18 @@ def build_dockerfile(
     return _run(parse_dockerfile(text), source, options)
 
 
+def _contexts(given: Mapping[str, str | os.PathLike[str]]) -> dict[str, Source | str]:
+    found: dict[str, Source | str] = {}
+    for name, place in given.items():
+        if isinstance(place, str) and place.startswith(_IMAGE):
+            found[name] = place.removeprefix(_IMAGE)
+        elif isinstance(place, str) and "://" in place:
+            raise SpecError(f"build: the context {name!r}: {place!r:.100} is neither a directory nor {_IMAGE}NAME")
+        else:
+            found[name] = attrs.evolve(context_source(place), name=f"the context {name}")
+    return found
+
+
 def _find(directory: Path) -> Path:
     for name in ("Dockerfile", "Containerfile"):
         if (directory / name).is_file():
@@ -88,7 +103,12 @@ def _run(dockerfile: Dockerfile, source: Source | None, options: BuildOptions) -
     store = chosen.store or Store()
     tag = Reference.parse(chosen.tag) if isinstance(chosen.tag, str) else chosen.tag
     platform = Platform.parse(chosen.platform) if isinstance(chosen.platform, str) else chosen.platform
+    if chosen.hosts and chosen.network != "internet":
+        raise SpecError("build: hosts require network='internet'")
     settings = {
+        "labels": chosen.labels,
+        "contexts": _contexts(chosen.contexts),
+        "around": Around(hosts=chosen.hosts, rlimits=chosen.rlimits, shm_size=chosen.shm_size),
         "arguments": chosen.args, "platform": platform or Platform.host(), "pull": chosen.pull,
         "network": chosen.network, "egress": chosen.egress, "allow": frozenset(chosen.allow),
         "secrets": _secrets(chosen.secrets), "cached": chosen.cache,
@@ -143,6 +163,11 @@ class _Options:
     egress: tuple[str, ...] | None = attrs.field(default=None, converter=_egress)
     allow: ListOf[Entitlement] | tuple[Entitlement, ...] = attrs.field(default=(), validator=_entitlements)
     secrets: Mapping[str, bytes | str | os.PathLike[str]] = attrs.field(factory=dict)
+    contexts: Mapping[str, str | os.PathLike[str]] = attrs.field(factory=dict)
+    hosts: Mapping[str, str] = attrs.field(factory=dict)
+    rlimits: Mapping[str, int | tuple[int, int]] | None = None
+    shm_size: int | str | None = None
+    labels: Mapping[str, str] = attrs.field(factory=dict)
     cache: bool = True
     epoch: int | None = None
     store: Store | None = None

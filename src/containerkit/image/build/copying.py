@@ -16,7 +16,7 @@ from containerkit.image.build.patterns import Ignore, has_wildcard, pattern
 from containerkit.image.digest import Digest
 from containerkit.archive.attributes import attributes_of, is_kept
 from containerkit.archive.compression import Plain
-from containerkit.archive.limits import DEFAULT_LIMITS, Limits
+from containerkit.archive.limits import DEFAULT_LIMITS, UnpackLimits
 from containerkit.archive.longpath import open_file
 from containerkit.archive.stream import ForwardReader, read_entries
 from containerkit.archive.tarwrite import Head
@@ -170,7 +170,7 @@ class Copy:
     parents: bool = False
     exclude: tuple[re.Pattern[str], ...] = ()
     workspace: Path = attrs.field(factory=Path)
-    limits: Limits = DEFAULT_LIMITS
+    limits: UnpackLimits = DEFAULT_LIMITS
     _looked_through: set[str] = attrs.field(factory=set, init=False, eq=False)
     _holding: set[str] = attrs.field(factory=set, init=False, eq=False)
 
@@ -323,7 +323,7 @@ def is_archive(file: Any) -> bool:
     return bool(start[257:262] == b"ustar")
 
 
-def unpack_archive(file: Any, draft: Draft, target: Parts, workspace: Path, limits: Limits = DEFAULT_LIMITS) -> None:
+def unpack_archive(file: Any, draft: Draft, target: Parts, workspace: Path, limits: UnpackLimits = DEFAULT_LIMITS) -> None:
     """Add the members of an archive to a directory.
 
     Args:

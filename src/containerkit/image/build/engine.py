@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 from containerkit.errors import SpecError
 from containerkit.image.build.copying import Source
 from containerkit.image.build.steps import StageBuilder
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from containerkit.image.build.dockerfile import Dockerfile, Stage
+    from containerkit.image.build.running import Around
     from containerkit.image.options import Pull
     from containerkit.image.progress import Progress, Status
     from containerkit.image.reference import Reference
@@ -40,6 +43,9 @@ class Engine:
         store: the store for base images and results.
         lease: a claim that covers them.
         context: the source of COPY, or None.
+        contexts: more sources by name, which precede stages and images: directories, or names of images.
+        around: what commands find around them.
+        labels: more labels of the image.
         arguments: values for ARG.
         platform: the platform to build for.
         pull: when to pull base images: ``missing``, ``always`` or ``never``.
@@ -60,6 +66,9 @@ class Engine:
         lease: Lease,
         *,
         context: Source | None,
+        contexts: Mapping[str, Source | str],
+        around: Around,
+        labels: Mapping[str, str],
         arguments: Mapping[str, str],
         platform: Platform,
         pull: Pull,
@@ -76,6 +85,9 @@ class Engine:
         self.store = store
         self.lease = lease
         self.context = context
+        self.contexts = contexts
+        self.around = around
+        self.labels = dict(labels)
         self.arguments = dict(arguments)
         self.platform = platform
         self.pull = pull
@@ -142,6 +154,9 @@ class Engine:
         stage = self.stage(self.dockerfile.find(target))
         layers = tuple(blob for blob, _ in stage.layers)
         config = stage.config
+        if self.labels:
+            defaults = attrs.evolve(config.defaults, labels={**config.defaults.labels, **self.labels})
+            config = config.evolve(defaults=defaults)
         if not config.created:
             config = config.evolve(created=self.timestamp() if self.epoch is not None else "1970-01-01T00:00:00Z")
         manifest = self.store.add_image(config, layers, reference, self.lease)
@@ -192,6 +207,8 @@ class Engine:
         if name == _SCRATCH:
             config = ImageConfig(platform=platform, defaults=Defaults(env={"PATH": DEFAULT_PATH}))
             return StageBuilder(self, config, [], key_of(_SCRATCH, str(platform)))
+        if isinstance(self.contexts.get(name), Source):
+            raise SpecError(f"line {stage.line}: FROM: the context {name!r} is a directory; use FROM scratch and COPY --from")
         before = self._stage_named(name, index)
         if before is not None:
             base = self.stage(before)
@@ -209,12 +226,16 @@ class Engine:
             raise SpecError(f"line {stage.line}: FROM: {error}") from error
 
     def _stage_named(self, name: str, before: int) -> int | None:
+        if name in self.contexts:
+            return None
         for index, stage in enumerate(self.dockerfile.stages[:before]):
             if stage.name and stage.name == name.lower():
                 return index
         return None
 
     def _image(self, name: str, platform: Platform) -> Image:
+        other = self.contexts.get(name)
+        name = other if isinstance(other, str) else name
         key = f"{name} {platform}"
         if key not in self._images:
             self._images[key] = Image.get(
@@ -223,7 +244,10 @@ class Engine:
         return self._images[key]
 
     def source(self, origin: str) -> Source:
-        """Return the source for ``--from``: a stage by name or number, an image, or the build context (empty).
+        """Return the source for ``--from``: a further context, a stage by name or number, an image, or the build context.
+
+        Args:
+            origin: the name; empty for the build context.
 
         Raises:
             SpecError: the build has no context.
@@ -233,6 +257,8 @@ class Engine:
             if self.context is None:
                 raise SpecError("the build has no context to copy from (hint: pass context=DIRECTORY)")
             return self.context
+        if isinstance(other := self.contexts.get(origin), Source):
+            return other
         index = self._stage_named(origin, self._current)
         if index is None and origin.isdecimal() and int(origin) < self._current:
             index = int(origin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import stat
 from contextlib import ExitStack
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from containerkit.image.manifest import Descriptor
     from containerkit.image.store import Lease, Store
 
-__all__ = ["MountFlag", "Run", "parse_mount"]
+__all__ = ["Around", "MountFlag", "Run", "parse_mount"]
 
 _KINDS: Final = {
     "bind": {"type", "target", "dst", "destination", "source", "src", "from", "rw", "readwrite", "readonly", "ro"},
@@ -100,6 +101,32 @@ def parse_mount(text: str) -> MountFlag:
 
 
 @attrs.frozen(kw_only=True)
+class Around:
+    """What all commands of a build find around them.
+
+    Attributes:
+        hosts: addresses of names.
+        rlimits: their limits of resources; None for the default.
+        shm_size: the size of ``/dev/shm``; None for the default.
+    """
+
+    hosts: Mapping[str, str] = attrs.field(factory=dict)
+    rlimits: Mapping[str, int | tuple[int, int]] | None = None
+    shm_size: int | str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its part of the key of a result in the cache."""
+        return "" if self == Around() else json.dumps(attrs.astuple(self), sort_keys=True)
+
+    def mounts(self) -> list[Mount]:
+        """Return the mounts for it."""
+        if self.shm_size is None:
+            return []
+        return [Mount.tmpfs("/dev/shm", size=self.shm_size, mode=0o1777, noexec=True)]  # noqa: S108 - inside
+
+
+@attrs.frozen(kw_only=True)
 class Run:
     """One RUN instruction.
 
@@ -119,6 +146,7 @@ class Run:
         log: called with each line that the command writes.
         script: a file that is shown at ``/run/.heredoc`` and run by the command, or None.
         insecure: whether it has all capabilities in its user namespace, no filter and no hidden paths.
+        around: what it finds around it.
     """
 
     argv: tuple[str, ...]
@@ -136,6 +164,7 @@ class Run:
     log: Callable[[str], None]
     script: bytes | None = None
     insecure: bool = False
+    around: Around = attrs.field(factory=Around)
 
     def make(self, lease: Lease, epoch: int | None) -> tuple[Descriptor, Digest] | None:
         """Run the command and make a layer of its changes.
@@ -159,6 +188,7 @@ class Run:
             self._make_upper(upper)
             env = {"PATH": DEFAULT_PATH, **self.env}
             mounts = [mount for flag in self.mounts for mount in self._mount(flag, directory, stack, env)]
+            mounts += self.around.mounts()
             if self.script is not None:
                 (directory / "script").write_bytes(self.script)
                 (directory / "script").chmod(0o755)
@@ -214,7 +244,8 @@ class Run:
 
     def _network(self) -> dict[str, Any]:
         rules = {} if self.egress is None else {"egress": Egress.only(*self.egress)}
-        return {"network": self.network, **rules}
+        hosts = {"hosts": self.around.hosts} if self.around.hosts and self.network == "internet" else {}
+        return {"network": self.network, **rules, **hosts}
 
     def _run(self, rootfs: RootFS, mounts: list[Mount], env: dict[str, str]) -> RootFS:
         output: list[str] = []
@@ -223,7 +254,7 @@ class Run:
         # programs.
         container = Container(rootfs, mounts=mounts, hostname="build", set_id_bits=True, **self._network(), **rights)
         with container:
-            options: dict[str, Any] = {"env": env, "cwd": self.cwd or "/"}
+            options: dict[str, Any] = {"env": env, "cwd": self.cwd or "/", "rlimits": self.around.rlimits}
             if self.user:
                 options["user"] = self.user
             read, write = os.pipe2(os.O_CLOEXEC)

@@ -413,7 +413,7 @@ class StageBuilder:
         facts = key_of(
             "RUN", repr(argv), repr(script), repr(sorted(arguments.items())), repr(sources), network,
             *([repr(egress)] if egress is not None else []),
-            *(["insecure"] if insecure else []), repr([sorted(flag.options.items()) for flag in flags]),
+            *(["insecure"] if insecure else []), *filter(None, [self.engine.around.key]), repr([sorted(flag.options.items()) for flag in flags]),
         )  # fmt: skip
         shown = f"RUN {' '.join(argv)}" if script is None else f"RUN {one.text}"
 
@@ -422,7 +422,7 @@ class StageBuilder:
                 argv=argv, env=env, user=self.config.defaults.user, cwd=self.config.defaults.working_dir, mounts=flags,
                 network=network, egress=egress, view=self.view(), directories=self.directories(),
                 source=self.engine.source, secrets=self.engine.secrets, store=self.engine.store, log=self.engine.log,
-                script=script, insecure=insecure,
+                script=script, insecure=insecure, around=self.engine.around,
             )  # fmt: skip
             return run.make(self.engine.lease, self.engine.epoch)
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from containerkit.archive.limits import DEFAULT_LIMITS, Limits
+from containerkit.archive.limits import DEFAULT_LIMITS, UnpackLimits
 from containerkit.errors import ImageError, SpecError, telling_of_descriptors
 from containerkit.image import media
 from containerkit.image.config import ImageConfig
@@ -66,9 +66,9 @@ class Store:
     Source: OCI image specification, image-layout.md.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None, *, limits: Limits = DEFAULT_LIMITS) -> None:
-        if not isinstance(limits, Limits):
-            raise SpecError(f"limits: {limits!r} is not a containerkit.image.Limits")
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, limits: UnpackLimits = DEFAULT_LIMITS) -> None:
+        if not isinstance(limits, UnpackLimits):
+            raise SpecError(f"limits: {limits!r} is not a containerkit.image.UnpackLimits")
         self.limits = limits
         self.root = Path(root).absolute() if root is not None else default_root()
         self.gate = self.root / "lock"
