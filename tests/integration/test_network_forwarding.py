@@ -85,6 +85,21 @@ with Network("out").open() as out, Network("in", internal=True).open() as inner:
 """
 
 
+VANISHING = """
+import subprocess
+from containerkit import Network
+from containerkit.network import host
+wanted = host._wanted
+def then_removed(uplink):
+    found = [*wanted(uplink), ("/proc/sys/net/ipv4/conf/spare/forwarding", "0", "spare")]
+    subprocess.run(["ip", "link", "del", "spare"], check=True)
+    return found
+host._wanted = then_removed
+with Network("x").open():
+    print(open("/proc/sys/net/ipv4/conf/lan/forwarding").read().strip())
+"""
+
+
 LOOPBACK = "mount -t tmpfs tmpfs /run; ip link set lo up; "
 NO_IPV6 = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; "
 NARROW = (
@@ -123,6 +138,10 @@ def test_forwarding_is_on_for_the_interfaces_with_routes_until_the_last_owner_en
 
 def test_gc_restores_what_a_killed_guard_did_not():
     assert on_a_host("guards killed") == ["0 0 0", "1 0 1", "1 0 1", "1 0 1", "0 0 0"]
+
+
+def test_interface_that_is_removed_in_the_meantime_needs_no_forwarding():
+    assert on_a_host("", VANISHING) == ["1"]
 
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="needs Debian's package nftables")

@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import subprocess
+from errno import ENOENT
 from typing import Final
 
 from containerkit._linux.textfile import read_or_empty
@@ -76,8 +77,13 @@ class Forwarding:
         if others or recorded:
             self._watch(uplink)
         self.changed = tuple(dict.fromkeys(name for _, _, name in wanted if name not in (uplink, "all")))
-        for path, _, _ in wanted:
-            _write(path, "1")
+        for path, _, name in wanted:
+            try:
+                _write(path, "1")
+            except SetupError as error:
+                if error.errno != ENOENT or name in (uplink, "all"):
+                    raise
+                # Another interface of the host was removed in the meantime.
 
     @staticmethod
     def _record(changes: list[tuple[str, str]]) -> None:
