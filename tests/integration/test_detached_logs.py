@@ -45,7 +45,7 @@ def test_logs_are_bounded_by_size_and_count(kept):
 
 def test_reader_goes_on_with_the_next_log_when_one_was_removed_before_it_was_opened(tmp_path):
     (tmp_path / "log.1").touch()
-    found = logs._Logs(str(tmp_path))
+    found = logs._Logs(str(tmp_path), bool)
     (tmp_path / "log.1").unlink()
     assert list(found.more()) == []
     (tmp_path / "log.7").write_bytes(b"2026-01-02T03:04:05.000000000Z stdout F later\n")
@@ -53,10 +53,19 @@ def test_reader_goes_on_with_the_next_log_when_one_was_removed_before_it_was_ope
     found.close()
 
 
+def test_line_whose_end_was_removed_is_not_joined_with_a_later_one(tmp_path):
+    head = b"2026-01-02T03:04:05.000000000Z stdout "
+    (tmp_path / "log.1").write_bytes(head + b"P begun\n")
+    found = logs.steps(str(tmp_path), follow=lambda: not (tmp_path / "log.3").exists())
+    assert isinstance(next(found), int)
+    (tmp_path / "log.3").write_bytes(head + b"F later\n")
+    assert [each.text for each in found if isinstance(each, logs.LogLine)] == [b"later\n"]
+
+
 def test_reader_of_a_record_that_is_undone_reads_what_comes_instead(tmp_path):
     path, head = tmp_path / "log.1", b"2026-01-02T03:04:05.000000000Z stdout F "
     path.write_bytes(head + b"one\n" + head + b"tw")
-    found = logs._Logs(str(tmp_path))
+    found = logs._Logs(str(tmp_path), bool)
     assert [line.text for line in found.more()] == [b"one\n"]
     with path.open("r+b") as file:  # as the keeper does when the disk is full
         file.truncate(len(head) + 4)

@@ -170,7 +170,8 @@ def steps(
     Raises:
         SetupError: as for :func:`read`.
     """
-    logs, joined = _Logs(directory), _Joined(pieces=pieces)
+    joined = _Joined(pieces=pieces)
+    logs = _Logs(directory, joined.forget)
     try:
         if follow is not None:
             logs.watch()
@@ -211,6 +212,10 @@ class _Joined:
             else:
                 self._begun[line.stream] = found
 
+    def forget(self) -> None:
+        """Discard the incomplete lines, whose ends are lost."""
+        self._begun.clear()
+
     def rest(self) -> Iterator[LogLine]:
         """Yield the incomplete lines."""
         yield from sorted(self._begun.values())
@@ -226,10 +231,15 @@ def _last(lines: Iterator[LogLine], tail: int | None) -> Iterator[LogLine]:
 
 
 class _Logs:
-    """The logs in a directory, read from the oldest on."""
+    """The logs in a directory, read from the oldest on.
 
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
+    Args:
+        directory: the directory.
+        skipped: is called when logs have been removed before they were read.
+    """
+
+    def __init__(self, directory: str, skipped: Callable[[], None]) -> None:
+        self._directory, self._skipped = directory, skipped
         self._number = min(numbers(directory), default=1)
         self._fd = -1
         self._rest = b""
@@ -272,6 +282,7 @@ class _Logs:
                 if not later:
                     return False
                 self._number = later[0]  # the keeper has removed this one in the meantime
+                self._skipped()
             except OSError as error:
                 raise SetupError("open", error.errno or 0, f"{self._directory}/log.{self._number}") from None
         return True
@@ -285,6 +296,8 @@ class _Logs:
             return True  # it may have been written to before the next one was begun
         self._rest = b""
         os.close(self._fd)
+        if later[0] > self._number + 1:
+            self._skipped()
         self._fd, self._number = -1, later[0]
         return True
 
