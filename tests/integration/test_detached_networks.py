@@ -158,11 +158,11 @@ def test_network_goes_with_the_failure_for_which_it_was_made(kept, network):
     assert not any(name == network.name for name, _ in keeper.known())
 
 
-def test_network_of_another_detached_container_is_joined_at_each_start(kept):
+def test_network_of_another_detached_container_is_joined_at_each_start(kept, network):
     name = f"n{os.getpid()}"
     with pytest.raises(StateError, match="no container of that name runs"):
         Container(network=f"container:{name}").detach(command=["sleep", "100"])
-    one = Container(network=Network(f"{name}-net", internal=True)).detach(command=["sleep", "100"], name=name)
+    one = Container(network=network).detach(command=["sleep", "100"], name=name)
     other = Container(network=f"container:{name}").detach(command=["sleep", "100"])
 
     def network_of(container):

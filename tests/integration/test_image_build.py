@@ -401,12 +401,12 @@ def test_build_names_the_failed_step_and_leaves_nothing(store):
 def test_build_commands_have_no_network_by_default(store):
     text = "FROM box:1\nRUN ip -o link | grep -v ' lo:' | wc -l > /links\n"
     assert "0\n" == output(build(store, text), "cat", "/links")
-    alone = "FROM box:1\nRUN --network=host ip -o link | md5sum > /all\nRUN --network=none ip -o link | wc -l > /none\n"
+    alone = "FROM box:1\nRUN --network=host readlink /proc/self/ns/net > /all\nRUN --network=none ip -o link | wc -l > /none\n"
     with pytest.raises(SpecError, match=r"line 2: RUN: --network=host must be allowed.*allow=\('network.host',\)"):
         build(store, alone)
-    ours = subprocess.run([BUSYBOX, "sh", "-c", "ip -o link | md5sum"], capture_output=True, text=True, check=True)
+    ours = os.readlink("/proc/self/ns/net")
     for options in ({"allow": ("network.host",)}, {"network": "host"}):
-        assert ours.stdout + "1\n" == output(build(store, alone, cache=False, **options), "cat", "/all", "/none")
+        assert f"{ours}\n1\n" == output(build(store, alone, cache=False, **options), "cat", "/all", "/none")
     with pytest.raises(SpecError, match="expected default, none or host"):
         build(store, "FROM box:1\nRUN --network=some true\n")
 

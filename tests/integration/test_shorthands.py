@@ -110,7 +110,7 @@ def test_limit_and_timeout_hold_for_line_callbacks(runner):
     assert sum(len(line) + 1 for line in heard) <= 1001
     heard.clear()
     with pytest.raises(ContainerTimeout) as caught:
-        runner(["sh", "-c", "echo one; printf two; sleep 30"], on_stdout=heard.append, timeout=0.5, text=True)
+        runner(["sh", "-c", "echo one; printf two; sleep 30"], on_stdout=heard.append, timeout=1.5, text=True)
     assert heard == ["one", "two"]
     assert "one\ntwo" == caught.value.stdout
 
