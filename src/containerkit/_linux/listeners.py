@@ -43,5 +43,5 @@ def refuse_stopped(connection: socket.socket, what: str) -> None:
     state = b""
     with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
         state = file.read().rpartition(b")")[2].split()[0]
-    if state in (b"T", b"t"):
+    if state == b"T":  # a debugger's "t" is short
         raise StateError(f"{what}: its process {pid} is stopped, so it does not answer: kill -CONT {pid}")

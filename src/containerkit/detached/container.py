@@ -263,8 +263,15 @@ class Detached(Known):
     def abandon(self) -> None:
         """Remove it after its start was interrupted, even if another process is still starting it."""
         config = self.entry.config
-        self._end()
-        self.entry.remove()
+        while True:
+            self._end()
+            try:
+                self.entry.remove()
+                break
+            except StateError:
+                if not os.path.exists(self.entry.path):
+                    raise
+                # Otherwise the process that is starting it has locked it just now.
         emit(self.entry, "destroy", config)
 
     # --- Statistics and changes
