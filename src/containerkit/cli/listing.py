@@ -5,14 +5,15 @@ from __future__ import annotations
 import attrs
 
 from containerkit.cli.detached import formatted, listed, say, table
+from containerkit.errors import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
-__all__ = ["Listing", "formatted", "listed", "say", "table"]
+__all__ = ["Listing", "formatted", "inspect", "listed", "names_wanted", "say", "table"]
 
 
 @attrs.frozen
@@ -58,6 +59,36 @@ class Listing:
         else:
             for line in listed(template, map(dict, rows)):
                 say(line)
+
+
+def inspect(template: str | None, found: Sequence[dict[str, Any]]) -> None:
+    """Print what an ``inspect`` has found: as one JSON array, or by a template.
+
+    Raises:
+        SpecError: the template is malformed, or there is no such field.
+    """
+    if template is None:
+        import json
+
+        say(json.dumps(found, indent=2))
+    else:
+        for line in listed(template, found):
+            say(line)
+
+
+def names_wanted(command: str, filters: Iterable[str]) -> list[str]:
+    """Return the texts that a name must contain, from filters of the form ``name=TEXT``.
+
+    Raises:
+        SpecError: a filter of another kind.
+    """
+    wanted = []
+    for text in filters:
+        kind, _, value = text.partition("=")
+        if kind != "name":
+            raise SpecError(f"{command} --filter {text!r:.60}: only name=TEXT is supported")
+        wanted.append(value)
+    return wanted
 
 
 def _title(name: str) -> str:

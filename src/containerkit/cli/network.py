@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli import FAILED, elsewhere
 from containerkit.cli.commands import complain
-from containerkit.cli.listing import Listing, listed
-from containerkit.errors import ContainerError, SpecError
+from containerkit.cli.listing import Listing, inspect, names_wanted, say
+from containerkit.errors import ContainerError
 
 if TYPE_CHECKING:
     import argparse
@@ -83,6 +82,7 @@ def main(options: argparse.Namespace) -> int:
         ContainerError: the verb failed.
     """
     from containerkit.network import keeper
+    from containerkit.network.kept import Kept
     from containerkit.spec.network import Network
 
     if options.verb == "create":
@@ -91,41 +91,18 @@ def main(options: argparse.Namespace) -> int:
             options.name, subnets=subnets, internal=options.internal, isolated=options.isolated, mtu=options.mtu
         )
         keeper.create(network)
-        _say(options.name)
+        say(options.name)
     elif options.verb in ("ls", "list"):
-        wanted = [_name_filter(text) for text in options.filter]
+        wanted = names_wanted("network ls", options.filter)
         names = [name for name in keeper.names() if all(text in name for text in wanted)]
         LISTING.show(options, _answering(names))
     elif options.verb == "inspect":
-        return _inspect(options)
+        inspect(options.format, [Kept(name).inspect() for name in options.names])
     elif options.verb == "prune":
         return _remove([name for name, told in keeper.known() if not told["containers"]], force=False)
     else:
         return _remove(options.names, force=options.force)
     return 0
-
-
-def _name_filter(text: str) -> str:
-    kind, _, value = text.partition("=")
-    if kind != "name":
-        raise SpecError(f"network ls --filter {text!r:.60}: only name=TEXT is supported")
-    return value
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    found = [_asked(name) for name in options.names]
-    if options.format is None:
-        _say(json.dumps(found, indent=2))
-    else:
-        for line in listed(options.format, found):
-            _say(line)
-    return 0
-
-
-def _asked(name: str) -> dict[str, Any]:
-    from containerkit.network.keeper import Kept
-
-    return Kept(name).inspect()
 
 
 def _facts(name: str, told: dict[str, Any]) -> dict[str, Any]:
@@ -150,9 +127,5 @@ def _remove(names: list[str], *, force: bool) -> int:
             complain(str(error))
             failed = FAILED
         else:
-            _say(name)
+            say(name)
     return failed
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - a command line speaks

@@ -145,6 +145,6 @@ def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not name or not equals:
-            raise SpecError(f"{option} {text!r}: must be NAME=VALUE")
+            raise SpecError(f"{option} {text!r:.100}: must be NAME=VALUE")
         result[name] = value
     return result

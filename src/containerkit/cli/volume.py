@@ -10,7 +10,7 @@ from containerkit import volume as volumes
 from containerkit.cli import FAILED, elsewhere, values
 from containerkit.cli.commands import complain
 from containerkit.cli.image.streams import as_file
-from containerkit.cli.listing import Listing, listed, say
+from containerkit.cli.listing import Listing, inspect, say
 from containerkit.errors import ContainerError, SpecError, StateError
 
 if TYPE_CHECKING:
@@ -117,14 +117,7 @@ def _fits(volume: volumes.Volume, name: str, value: str) -> bool:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    import json
-
-    chosen = [facts(volumes.get(name)) for name in options.names]
-    if options.format is None:
-        say(json.dumps(chosen, indent=2))
-    else:
-        for line in listed(options.format, chosen):
-            say(line)
+    inspect(options.format, [facts(volumes.get(name)) for name in options.names])
     return 0
 
 

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from containerkit.cli.compose.common import load, moment, remote, show, table
+from containerkit.cli.listing import names_wanted
 from containerkit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _ls(options: argparse.Namespace) -> int:
     from containerkit.project.sockets import names
 
     rows: list[tuple[Any, ...]] = []
-    wanted = [_name_filter(text) for text in options.filter]
+    wanted = names_wanted("ls", options.filter)
     for name in names():
         if not all(text in name for text in wanted):
             continue
@@ -265,13 +266,6 @@ def _ls(options: argparse.Namespace) -> int:
     else:
         table([("NAME", "STATUS", "CONFIG FILES"), *rows])
     return 0
-
-
-def _name_filter(text: str) -> str:
-    kind, _, value = text.partition("=")
-    if kind != "name":
-        raise SpecError(f"ls --filter {text!r:.60}: only name=TEXT is supported")
-    return value
 
 
 def _files(holder: Remote) -> str:

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from containerkit.cli import values
 from containerkit.cli.image.verb import Verb, find, image_argument, one_line, pinned, platform_option, say, tell
 from containerkit.cli.image.verb import store as chosen_store
 from containerkit.errors import ExitError, SpecError
@@ -111,8 +112,8 @@ def _build(options: argparse.Namespace) -> int:
             target=options.target,
             args=_arguments(options.build_arg),
             secrets=dict(_secret(text) for text in options.secret),
-            contexts=_pairs("--build-context", options.build_context),
-            labels=_pairs("--label", options.label),
+            contexts=values.pairs("--build-context", options.build_context),
+            labels=values.pairs("--label", options.label),
             **_around(options),
             network=options.network,
             egress=options.egress,
@@ -159,16 +160,6 @@ def _arguments(texts: list[str]) -> dict[str, str]:
             found[name] = value
         elif name in os.environ:
             found[name] = os.environ[name]
-    return found
-
-
-def _pairs(option: str, texts: list[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise SpecError(f"{option} {text!r:.100}: must be NAME=VALUE")
-        found[name] = value
     return found
 
 
