@@ -104,7 +104,9 @@ def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:
             peer_mac=wire.mac,
             mtu=wire.mtu,
             master=wire.bridge_index,
-        )
+            largest=links.LARGEST,
+        ),
+        links.large_segments(_THERE, wire.bridge_index, wire.bridge),
     ]
     if wire.isolated:
         steps.append(links.isolate(_THERE, wire.port_index, wire.port))

@@ -133,6 +133,7 @@ def _making(*, privileged: bool, uplink: str) -> list[Operation]:
                 peer_mac=_HOST_MAC,
                 mtu=1500,
                 alias=f"containerkit, process {os.getpid()}",
+                peer_largest=links.LARGEST,
             )
         )
     return [*steps, calls.close(_ROUTE)]
