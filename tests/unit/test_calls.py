@@ -1,5 +1,6 @@
 """Names, errors and backends of the direct calls. Their effects in the kernel are tested in tests/integration."""
 
+import ctypes
 import errno
 import inspect
 import os
@@ -82,6 +83,12 @@ def test_syscall_releases_the_bytearray(backend, pipe):
     calls.syscall("read", pipe[0], buffer, 1)
     buffer.extend(b"y")  # a BufferError if anyone still held it
     assert b"xy" == bytes(buffer)
+
+
+def test_address_is_where_the_buffer_is(backend):
+    buffer = bytearray(b"pointed to")
+    assert b"pointed to" == ctypes.string_at(backend.address(buffer), 10)
+    buffer.extend(b"y")  # a BufferError if anyone still held it
 
 
 def test_syscall_terminates_bytes(backend, tmp_path):

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["copied", "fork", "syscall"]
+__all__ = ["address", "copied", "fork", "syscall"]
 
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -41,6 +41,11 @@ def syscall(number: int, *args: int | bytes | bytearray) -> int:
             words[position] = int(ffi.cast("uintptr_t", held))
     result: int = lib.ck_call(number, *words)
     return result
+
+
+def address(memory: bytearray) -> int:
+    """Return where a buffer is, for a structure that points to it. It must outlive the call and keep its length."""
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
 
 
 def fork(arguments: bytes) -> int:

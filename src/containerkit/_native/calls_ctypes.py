@@ -12,7 +12,7 @@ from operator import call
 
 from containerkit._native.constants import SYSTEM_CALLS
 
-__all__ = ["fork", "syscall"]
+__all__ = ["address", "fork", "syscall"]
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
@@ -52,6 +52,11 @@ def syscall(number: int, *args: int | bytes | bytearray) -> int:
     words += [ctypes.c_long(0)] * (7 - len(words))
     result: int = _syscall(*words)
     return -ctypes.get_errno() if result == -1 else result
+
+
+def address(memory: bytearray) -> int:
+    """Return where a buffer is, for a structure that points to it. It must outlive the call and keep its length."""
+    return ctypes.addressof((ctypes.c_char * len(memory)).from_buffer(memory))
 
 
 def fork(arguments: bytes) -> int:

@@ -1,7 +1,8 @@
 """The layer below :mod:`containerkit._native.calls`: one system call by name, and the error for a refusal.
 
 It uses one of two backends, the compiled ``calls_compiled`` or ``calls_ctypes``. Both have
-``syscall(number, *args)`` and ``fork(arguments)``, which return a value or a negative error number. Only
+``syscall(number, *args)`` and ``fork(arguments)``, which return a value or a negative error number, and ``address()``
+of a buffer. Only
 ``calls_compiled`` has ``copied()``, which ``_linux/hostroot.py`` otherwise does in Python.
 """
 
