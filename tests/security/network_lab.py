@@ -20,6 +20,7 @@ from containerkit.network.attendant import Attendant
 from containerkit.network.host_rules import HostRules
 from containerkit.network.nfnetlink import Nfnetlink
 from containerkit.network.rules import RouterRules
+from containerkit.network.short_way import ShortWay
 
 NEEDS = pytest.mark.skipif(
     os.geteuid() != 0 or which("nft") is None or which("ip") is None,
@@ -163,18 +164,29 @@ class Lab:
                 return False
             return True
 
-    def attend(self) -> Attendant:
-        def in_router(family, kind, protocol) -> socket.socket:
-            with self.spaces["router"].enter():
-                return socket.socket(family, kind, protocol)
+    def in_router(self, family, kind, protocol) -> socket.socket:
+        with self.spaces["router"].enter():
+            return socket.socket(family, kind, protocol)
 
-        attendant = Attendant(in_router, self.router_rules, self.host_rules)
+    def attend(self) -> Attendant:
+        attendant = Attendant(self.in_router, self.router_rules, self.host_rules, self.short_way)
         self.stack.callback(attendant.close)
         for bridge, gateways in GATEWAYS.items():
             attendant.add_network(bridge, gateways)
         for name, bridge in (("c1", "br0"), ("c2", "br0"), ("c3", "br1")):
             attendant.add_container(name, bridge, ADDRESSES[name], (name, f"{name}.{bridge}.test"))
         return attendant
+
+    def short_way(self) -> ShortWay:
+        header = raw(self.mac("host", "ck1")) + raw(self.mac("router", "up0"))
+        return ShortWay(self.in_router, self.index("router", "up0"), header)
+
+    def index(self, name: str, interface: str) -> int:
+        with self.spaces[name].enter():
+            return socket.if_nametoindex(interface)
+
+    def mac(self, name: str, interface: str) -> str:
+        return self.run(name, f"ip -o link show {interface}").split("link/ether ")[1].split()[0]
 
     # --- Frames
 

@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 from errno import EADDRINUSE
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from containerkit.network.dns import Question
+    from containerkit.network.endpoint import Wire
     from containerkit.network.host_rules import HostRules
     from containerkit.network.published import SocketMaker
     from containerkit.network.refusals import Refusal
     from containerkit.network.resolver import Peer
     from containerkit.network.rules import RouterRules
+    from containerkit.network.short_way import ShortWay
     from containerkit.spec.network import DNS, Egress, Port
 
 __all__ = ["Attendant"]
@@ -49,6 +52,8 @@ class Attendant:
         in_router: makes a socket in the router's network namespace.
         rules: the rules of the router.
         host_rules: the rules of the host. Without them the router itself denies containers the host's addresses.
+        short_way: makes the short way through the router, for the first port that needs it; see
+            :mod:`containerkit.network.short_way`. This object then owns it.
 
     Raises:
         SetupError: the log of packets can't be opened.
@@ -56,8 +61,16 @@ class Attendant:
     Side effects: one thread runs until :meth:`close`, and more while name servers are asked.
     """
 
-    def __init__(self, in_router: SocketMaker, rules: RouterRules | None, host_rules: HostRules | None = None) -> None:
+    def __init__(
+        self,
+        in_router: SocketMaker,
+        rules: RouterRules | None,
+        host_rules: HostRules | None = None,
+        short_way: Callable[[], ShortWay] | None = None,
+    ) -> None:
         self._in_router = in_router
+        self._make_short_way = short_way
+        self._short_way: ShortWay | None = None
         self._host_rules = host_rules
         self._log = refusals.Log()
         self.resolver: Final = Resolver(rules, self._log)
@@ -149,17 +162,30 @@ class Attendant:
         """Set which names a container may ask for, and which servers answer; see :meth:`Resolver.set_policy`."""
         self.resolver.set_policy(token, servers, egress, peers)
 
-    def publish(self, port: Port, addresses: Sequence[str]) -> Published:
+    def publish(self, port: Port, addresses: Sequence[str], over: Wire | None = None) -> Published:
         """Publish a port of a container.
 
         Args:
             port: the port.
             addresses: the addresses of the container.
+            over: its interface, if its connections may take the short way.
 
         Raises:
             SetupError: the port can't be bound; see :class:`Published`.
         """
-        return Published(port, addresses, splicer=self._splicer, in_router=self._in_router, rules=self._host_rules)
+        way = None
+        if over is not None and self._make_short_way is not None:
+            with self._lock:
+                self._short_way = self._short_way or self._make_short_way()
+            way = partial(self._short_way.open, over)
+        return Published(
+            port,
+            addresses,
+            splicer=self._splicer,
+            in_router=self._in_router,
+            rules=self._host_rules,
+            short_way=way,
+        )
 
     # --- What was refused
 
@@ -280,6 +306,8 @@ class Attendant:
     def _release(self) -> None:
         self._splicer.close()
         self._selector.close()
+        if self._short_way is not None:
+            self._short_way.close()
         if self._addresses is not None:
             self._addresses.close()
         for bound in self._bound.values():

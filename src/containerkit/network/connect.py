@@ -19,7 +19,7 @@ from containerkit._linux.hostroot import HOSTNAME
 from containerkit.errors import SpecError, StateError
 from containerkit.namespace import Kind
 from containerkit.network import elsewhere, endpoint, files
-from containerkit.network.endpoint import Endpoint
+from containerkit.network.endpoint import Endpoint, may_take_short_way
 from containerkit.network.live import Claim, LiveNetwork
 from containerkit.plan.tape import Plan
 from containerkit.spec.network import CNI, OTHER, Attach, Macvlan, Network, Port, host_name
@@ -109,8 +109,9 @@ class Connector:
             undo.callback(router.while_open, attendant.remove_container, token)
             made.attend()
             outward = next((claim for claim in claims if claim.wire.has_default_route), claims[0])
+            over = outward.wire if may_take_short_way(outward.wire, self.egress) else None
             for port in sorted(self.ports, key=lambda each: each.last is not None):  # ranges avoid the others
-                published = attendant.publish(port, outward.addresses)
+                published = attendant.publish(port, outward.addresses, over)
                 made.published.append(published)
                 undo.callback(published.close)
                 if port.fd is not None:

@@ -13,7 +13,7 @@ from containerkit._native import constants as k
 from containerkit.errors import SetupError
 from containerkit.namespace import Kind, Namespace
 from containerkit.network import links
-from containerkit.network.router import ALL_GROUPS, entering, has_ipv6, write_sysctl
+from containerkit.network.router import ALL_GROUPS, UPLINK_MTU, entering, has_ipv6, write_sysctl
 from containerkit.plan import calls
 from containerkit.plan.operation import Block, Operation, Slot
 from containerkit.plan.program import Program
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from containerkit.network.router import Router
+    from containerkit.spec.network import Egress
 
-__all__ = ["Endpoint", "Wire", "join", "make"]
+__all__ = ["Endpoint", "Wire", "join", "make", "may_take_short_way"]
 
 _PROC: Final = Slot("proc")
 _ROUTER: Final = Slot("net")
@@ -81,6 +82,15 @@ class Wire(NamedTuple):
     isolated: bool
     down: int | None
     up: int | None
+
+
+def may_take_short_way(wire: Wire, egress: Egress | None) -> bool:
+    """Return whether published ports of a container may have the short way through the router.
+
+    The router's rules must see all packets of a container with egress rules. The queue of its port must see all that go
+    to one with a limited rate. Packets that are too large for the uplink need an answer of the router.
+    """
+    return wire.has_default_route and egress is None and wire.down is None and wire.mtu <= UPLINK_MTU
 
 
 def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:

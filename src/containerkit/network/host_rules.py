@@ -203,6 +203,7 @@ def _forward(uplink: str, forwards_only_ours: Sequence[str]) -> list[bytes]:
         to + e.conntrack(e.ESTABLISHED | e.RELATED) + e.end_with(nft.ACCEPT),
         to + e.conntrack(e.STATUS_DNAT, 2) + e.end_with(nft.ACCEPT),
         to + e.end_with(nft.DROP),  # a neighbour that routes via this host can't reach containers
+        come + e.conntrack(e.INVALID) + e.end_with(nft.DROP),  # it would leave with the container's own address
         come + e.end_with(nft.ACCEPT),
     ]
     others = e.meta(e.OIFNAME) + e.compare(_OURS, operator=e.UNEQUAL)
@@ -220,6 +221,7 @@ def _input(uplink: str, group: int) -> list[bytes]:
             icmp + e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((kind,))) + e.end_with(nft.ACCEPT)
             for kind in (135, 136)
         ),
+        e.conntrack(e.INVALID) + e.end_with(nft.DROP),
         *(come + only(v) + asked_rule(v, "exact") + e.end_with(nft.ACCEPT) for v in (4, 6)),
         e.limit(50, 100) + e.log(group, "host"),
         e.reject(),

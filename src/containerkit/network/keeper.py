@@ -27,6 +27,7 @@ from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.namespace import Namespace
 from containerkit.network import later
 from containerkit.network.connect import Connection, Connector
+from containerkit.network.endpoint import may_take_short_way
 from containerkit.network.kept import Kept, Peer, directory, error_of, path_of, receive, send
 from containerkit.spec.network import DNS, Attach, Network, Rate
 from containerkit.spec.traffic import Egress, EgressRule, Port
@@ -178,8 +179,9 @@ def _join(connection: socket.socket, request: dict[str, Any], live: LiveNetwork,
     with ExitStack() as stack:
         made = later.join(live, _how(live, request), handle, who, names, position=position, out=out)
         stack.callback(made.close)
+        over = made.claim.wire if may_take_short_way(made.claim.wire, egress) else None
         for port in request["ports"]:
-            stack.callback(live.router.attendant.publish(Port(**port), made.claim.addresses).close)
+            stack.callback(live.router.attendant.publish(Port(**port), made.claim.addresses, over).close)
         answer = {"addresses": list(made.claim.addresses), "leads_out": made.claim.wire.has_default_route}
         send(connection, answer)
         _hold(connection, made)

@@ -161,6 +161,10 @@ def detach_running(live: LiveNetwork, container: Container) -> None:
                 live.router.attendant.remove_container(first.token, live.bridge)
                 live.router.rules.remove_endpoint(claim.wire.port)
                 first.claims.remove(claim)
+                # The next container that gets the address must not get the connections to its ports too.
+                for published in [each for each in first.published if each.target in claim.addresses]:
+                    first.published.remove(published)
+                    published.close()
                 live.release(claim)
                 return
     raise StateError(f"{container!r} is not on {live!r}")

@@ -267,7 +267,7 @@ class LiveNetwork(Closing):
         return attach_running(self, container, how)
 
     def detach(self, container: Container) -> None:
-        """Detach a container. Its interface is removed, and its connections end.
+        """Detach a container. Its interface is removed, its connections end, and its published ports are closed.
 
         Raises:
             StateError: it is not on the network.

@@ -63,12 +63,14 @@ class Published:
         splicer: Splicer,
         in_router: SocketMaker,
         rules: HostRules | None,
+        short_way: Callable[[str, range], Callable[[], None]] | None = None,
     ) -> None:
         self.port = port
         self.host_port = port.host_port
         self._splicer = splicer
         self._in_router = in_router
         self._rules: HostRules | None = None
+        self._leave_short_way: Callable[[], None] | None = None
         self._held: list[socket.socket] = []
         self._relays: list[_Relay] = []
         self._target = _target(port, addresses) if port.fd is None else ""
@@ -79,12 +81,12 @@ class Published:
                 self._held += (_bound(port, number) for number in range(port.host_port, port.host_port + port.count))
             self.host_port = self._held[0].getsockname()[1]
             if port.fd is None:
-                self._carry(rules)
+                self._carry(rules, short_way)
         except BaseException:
             self.close()
             raise
 
-    def _carry(self, rules: HostRules | None) -> None:
+    def _carry(self, rules: HostRules | None, short_way: Callable[[str, range], Callable[[], None]] | None) -> None:
         for index, held in enumerate(self._held):
             place = (self._target, self.port.container_port + index)
             if self.port.protocol == "tcp":
@@ -96,6 +98,14 @@ class Published:
         if rules is not None and can_redirect and where.version == ip_address(self._target).version:
             rules.publish(*self._rule, count=self.port.count)
             self._rules = rules
+            if short_way is not None and where.version == 4 and self.port.protocol == "tcp":
+                first = self.port.container_port
+                self._leave_short_way = short_way(self._target, range(first, first + self.port.count))
+
+    @property
+    def target(self) -> str:
+        """The address of the container to which it leads; empty if the socket is passed on."""
+        return self._target
 
     @property
     def _rule(self) -> tuple[str, int, str, str, int]:
@@ -116,6 +126,9 @@ class Published:
 
     def close(self) -> None:
         """Release the port, and end its connections. May be called twice."""
+        leave, self._leave_short_way = self._leave_short_way, None
+        if leave is not None:
+            leave()
         rules, self._rules = self._rules, None
         if rules is not None:
             rules.unpublish(*self._rule, count=self.port.count)

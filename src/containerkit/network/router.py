@@ -35,12 +35,15 @@ if TYPE_CHECKING:
     from containerkit.network.firewalls import Watch
     from containerkit.network.host_rules import HostRules
     from containerkit.network.rules import RouterRules
+    from containerkit.network.short_way import ShortWay
     from containerkit.spec.idmap import IdMapping
 
-__all__ = ["ALL_GROUPS", "UPLINK", "Router", "current", "entering", "write_sysctl"]
+__all__ = ["ALL_GROUPS", "UPLINK", "UPLINK_MTU", "Router", "current", "entering", "write_sysctl"]
 
 UPLINK: Final = "up0"
 """The router's end of the link to the outside."""
+
+UPLINK_MTU: Final = 1500
 
 ALL_GROUPS: Final = 2**32 - 2
 """The highest group id."""
@@ -131,7 +134,7 @@ def _making(*, privileged: bool, uplink: str) -> list[Operation]:
                 index=_UPLINK_INDEX,
                 mac=_ROUTER_MAC,
                 peer_mac=_HOST_MAC,
-                mtu=1500,
+                mtu=UPLINK_MTU,
                 alias=f"containerkit, process {os.getpid()}",
                 peer_largest=links.LARGEST,
             )
@@ -226,7 +229,8 @@ class Router:
             self._inside.append(self.rules)
             if self.uplink:
                 self._open_uplink()
-            self.attendant: Attendant = Attendant(self.socket, self.rules, self.host_rules)
+            short_way = self._short_way if self.uplink else None
+            self.attendant: Attendant = Attendant(self.socket, self.rules, self.host_rules, short_way)
             self._inside.append(self.attendant)
         except BaseException:
             self.close()
@@ -313,6 +317,11 @@ class Router:
         program = _socket_program(family, kind | socket.SOCK_CLOEXEC, protocol, privileged=self.privileged)
         made = opened(program, self.inputs(), ("socket",))
         return closed_in_children(socket.socket(family, kind, protocol, fileno=made.pop()))
+
+    def _short_way(self) -> ShortWay:
+        from containerkit.network.short_way import ShortWay
+
+        return ShortWay(self.socket, _UPLINK_INDEX, links.mac_bytes(_HOST_MAC) + links.mac_bytes(_ROUTER_MAC))
 
     def detach(self) -> int:
         """Detach the descriptor that keeps the namespace alive. Return it, or -1. The caller owns it."""
