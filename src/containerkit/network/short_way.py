@@ -36,7 +36,7 @@ __all__ = ["ShortWay"]
 
 _MOST_SERVICES: Final = 65_536
 _MOST_FLOWS: Final = 16_384
-"""Known connections of one router, 90 bytes each. Those not used for longest are forgotten, and take the usual way."""
+"""Known connections of one router, 96 bytes each. Those not used for longest are forgotten, and take the usual way."""
 
 # Messages of traffic control. Source: linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h.
 _NEWQDISC, _NEWTFILTER = 36, 44
