@@ -674,37 +674,12 @@ def test_two_owners_have_different_subnets(net):
         other.kill()
 
 
-def test_a_failure_in_the_midst_of_a_start_leaves_nothing(net):
-    from containerkit.network import endpoint
-
-    plan = endpoint.making
-
-    for position in range(3, 40, 4):
-
-        def broken(wires, settings, *, privileged, at=position):
-            steps = plan(wires, settings, privileged=privileged)
-            bad = endpoint.links.address(endpoint._HERE, 9999, "10.0.0.1/8", "nowhere")
-            return [*steps[:at], bad, *steps[at:]]
-
-        endpoint._compiled.clear()
-        endpoint.making = broken
-        try:
-            with pytest.raises(SetupError):
-                Container(network=net).start()
-        finally:
-            endpoint.making = plan
-            endpoint._compiled.clear()
-        assert net.inspect()["containers"] == []
-    with Container(network=net) as container:
-        assert "eth0" in interfaces(container)
-
-
-def test_explain_prints_the_netlink_messages():
-    from containerkit.network.endpoint import Wire, making
+def test_explain_prints_the_netlink_messages(net):
+    from containerkit.network.endpoint import Wire, plan_of
 
     wire = Wire("br1", 101, "p2", 102, "02:00:00:00:00:02", "02:00:00:00:00:03", "eth0", 2, ("10.9.0.2/24",),
                 ("10.9.0.1",), "02:00:00:00:00:01", True, 1500, False, None, None)  # fmt: skip
-    text = str(Plan(tuple(making([wire], [], privileged=True))))
+    text = str(Plan(tuple(plan_of(net.router, [wire], {}))))
     assert "netlink RTM_NEWLINK veth p2, eth0 in another namespace" in text
     assert "netlink RTM_NEWADDR 10.9.0.2/24 dev eth0" in text
     assert "netlink RTM_NEWROUTE 0.0.0.0/0 via 10.9.0.1 dev eth0" in text
