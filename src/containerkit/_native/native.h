@@ -41,6 +41,9 @@
  * into the pid namespace, so that it is the only process, and waits until it is in the sealed init. There is no error
  * pipe and no teller: failures are on the board, where the parent finds them at the end.
  *
+ * A process that walks another tape may run beside a start (beside.h). It makes what the start needs only when its
+ * command is to run, a network. Stage 2 waits for it while it still shares the memory.
+ *
  * Stage 2 does not exec before the parent has its pidfd (`watched`). Until its exec it ends without a signal, so no
  * wait(-1) can reap it and let its pid be reused before the pidfd is opened.
  */
