@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     from containerkit.network.router import Router
 
-__all__ = ["OWN", "Endpoint", "Wire", "join", "messages", "plan_of", "shape"]
+__all__ = ["OWN", "OWNER", "Endpoint", "Wire", "join", "messages", "plan_of", "shape"]
 
 _ROUTER: Final = Slot("net")
+OWNER: Final = Slot("owner")
 OWN: Final = Slot("endpoint")
 """The descriptor of the container's network namespace."""
 _THERE: Final = Slot("router's rtnetlink")
@@ -145,10 +146,12 @@ def settings_of(sysctls: Mapping[str, str], last_group: int = ALL_GROUPS) -> lis
 def plan_of(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> list[Operation]:
     """Return the plan with which a router's process makes the network namespace of a container.
 
-    The slot ``endpoint`` gets its descriptor. The gates are those of a plan that is walked beside the caller.
+    The slot ``endpoint`` gets its descriptor. The gates are those of a plan that is walked beside the caller, whose
+    pidfd is in the slot ``owner``.
     """
     low = Slot("endpoint, low")
     return [
+        *(calls.die_with_owner(OWNER) if router.privileged else ()),
         *entering(privileged=router.privileged),
         calls.unshare(k.CLONE_NEWNET, "network namespace", _HINT),
         *calls.netlink_socket(0, _HERE),

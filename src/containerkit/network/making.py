@@ -8,8 +8,6 @@ from containerkit import _native
 from containerkit._native import constants as k
 from containerkit.descriptors import close_all
 from containerkit.network import endpoint
-from containerkit.plan import calls
-from containerkit.plan.operation import Slot
 from containerkit.plan.program import Program, was_killed
 from containerkit.plan.tape import Plan
 from containerkit.start.context import own_pidfd
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Making"]
 
-_OWNER: Final = Slot("owner")
 _GATES: Final = (k.STEP_AWAIT, k.STEP_RELEASE)
 _MOST_COMPILED: Final = 64
 
@@ -51,7 +48,7 @@ class Making:
 
     def __init__(self, router: Router, sysctls: Mapping[str, str], likely: Program | None) -> None:
         self._router, self._sysctls = router, sysctls
-        self._inputs = {**router.inputs(), _OWNER.name: own_pidfd()}
+        self._inputs = {**router.inputs(), endpoint.OWNER.name: own_pidfd()}
         self._wires: tuple[Wire, ...] = ()
         self._fds: list[int] = []
         self._beside: Any = None
@@ -100,8 +97,7 @@ class Making:
 
     def _fresh(self) -> Program:
         """Compile the plan of this container, whose errors name it. The cached one may be another container's."""
-        steps = endpoint.plan_of(self._router, self._wires, self._sysctls)
-        return Program(Plan((*calls.die_with_owner(_OWNER), *steps)))
+        return Program(Plan(tuple(endpoint.plan_of(self._router, self._wires, self._sysctls))))
 
     @property
     def awaited(self) -> int:
