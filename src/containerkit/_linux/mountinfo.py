@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["MountInfo", "at", "below", "covering", "parse", "read", "unescape"]
+__all__ = ["MountInfo", "at", "below", "covering", "parse", "points_between", "read", "unescape"]
 
 
 class MountInfo:
@@ -198,3 +198,9 @@ def covering(path: str, mounts: Iterable[MountInfo]) -> MountInfo | None:
         if nearer and (path == point or path.startswith(point + "/")):
             found = mount
     return found
+
+
+def points_between(top: str, paths: Iterable[str]) -> list[str]:
+    """Return the mount points below a directory that are on or above one of these paths."""
+    points = [mount.mount_point for mount in read() if mount.mount_point.startswith(top.rstrip("/") + "/")]
+    return [point for point in points if any(f"{path}/".startswith(f"{point}/") for path in paths)]

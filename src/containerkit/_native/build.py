@@ -17,6 +17,7 @@ SOURCES = (
     "populate.c",
     "image.c",
     "join.c",
+    "beside.c",
     "listen.c",
     "run.c",
     "calls.c",
@@ -32,6 +33,7 @@ HEADERS = (
     "parent.h",
     "listen.h",
     "run.h",
+    "beside.h",
     "calls.h",
     "copy.h",
     "syscalls.h",
@@ -62,7 +64,7 @@ ffibuilder = cffi.FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text())
 ffibuilder.set_source(
     "containerkit._native._lib",
-    '#include "native.h"\n#include "spawn.h"\n#include "run.h"\n#include "calls.h"\n#include "copy.h"\n',
+    "".join(f'#include "{name}.h"\n' for name in ("native", "spawn", "run", "calls", "copy", "beside")),
     # setuptools requires paths relative to setup.py, where it runs this file.
     sources=[f"src/containerkit/_native/{name}" for name in SOURCES],
     include_dirs=["src/containerkit/_native"],

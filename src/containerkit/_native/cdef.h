@@ -19,11 +19,14 @@ struct ck_result {
     ...;
 };
 
+struct ck_request;
+
 struct ck_tape {
     const void *steps;
     size_t count;
     const void *data;
     size_t data_size;
+    struct ck_request *beside;
     ...;
 };
 
@@ -47,6 +50,19 @@ int ck_spawn(const struct ck_tape *tape, const char *argv, size_t argc, const ch
              size_t slot_count, int proc_fd, int flags, struct ck_result *result);
 int ck_wait(int pidfd, int options, struct ck_ending *ending);
 size_t ck_check(const struct ck_tape *tape);
+
+/* --- beside.c --- */
+struct ck_beside;
+
+struct ck_beside *ck_beside_new(void);
+int ck_beside_begin(struct ck_beside *beside, const struct ck_tape *tape, const int64_t *slots, size_t slot_count,
+                    const uint16_t *opened, size_t opened_count, int proc_fd);
+int ck_beside_await(struct ck_beside *beside, int64_t *slots);
+int ck_beside_go_on(struct ck_beside *beside, const void *data, size_t size);
+void ck_beside_end(struct ck_beside *beside, int64_t *slots, struct ck_result *result);
+int ck_beside_take(struct ck_beside *beside, int slot);
+struct ck_request *ck_beside_request(struct ck_beside *beside);
+void ck_beside_dispose(struct ck_beside *beside);
 
 /* --- listen.c --- */
 struct ck_heard {

@@ -57,7 +57,8 @@ static int valid_step(const struct ck_step *step, const struct ck_tape *tape) {
     if (step->kind == CK_STEP_CLOSE)
         return step->argument_kind[0] == CK_ARG_SLOT;
     if (step->kind == CK_STEP_AWAIT || step->kind == CK_STEP_RELEASE)
-        return step->argument_kind[0] == CK_ARG_INTEGER && step->argument[0] >= 0 && step->argument[0] < CK_GATES;
+        return step->argument_kind[0] == CK_ARG_INTEGER && step->argument[0] >= 0 &&
+               step->argument[0] < CK_GATES + (step->kind == CK_STEP_AWAIT);
     if (step->kind == CK_STEP_ENTER)
         return valid_list(step, 1, 2, tape);
     if (step->kind == CK_STEP_STRIP)

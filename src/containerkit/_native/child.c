@@ -114,6 +114,21 @@ static long step_await(uint32_t *gate) {
     return 0;
 }
 
+/* In the sealed init that process can't be seen. */
+static long await_beside(const struct ck_request *request) {
+    struct ck_request *other = request->beside;
+    if (request->become_init)
+        return -EINVAL;
+    if (!other)
+        return 0;
+    for (int patience = CK_LOOKS; __atomic_load_n(&other->progress, __ATOMIC_ACQUIRE) == CK_COMING; patience--)
+        if (patience > 0)
+            ck_relax();
+        else
+            CK_CALL4(futex, &other->progress, FUTEX_WAIT, CK_COMING, 0);
+    return other->gates[CK_BESIDE_LAST] == CK_RELEASED ? 0 : -ECANCELED;
+}
+
 static long step_release(uint32_t *gate) {
     __atomic_store_n(gate, CK_RELEASED, __ATOMIC_RELEASE);
     CK_CALL3(futex, gate, FUTEX_WAKE, 1);
@@ -200,7 +215,7 @@ static long perform(struct ck_request *request, const struct ck_step *step) {
     case CK_STEP_CALL:
         return step_call(step->call, value);
     case CK_STEP_AWAIT:
-        return step_await(&request->gates[value[0]]);
+        return value[0] == CK_BESIDE_GATE ? await_beside(request) : step_await(&request->gates[value[0]]);
     case CK_STEP_RELEASE:
         return step_release(&request->gates[value[0]]);
     case CK_STEP_OPEN_PROC:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from errno import EINTR
+from errno import EINTR, ENOMEM
 
 from containerkit._native._lib import ffi, lib
 from containerkit._native.outcome import Ending, Left, Outcome
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-__all__ = ["NAME", "Program", "Run", "listen", "wait"]
+__all__ = ["NAME", "Beside", "Program", "Run", "listen", "wait"]
 
 NAME = "compiled"
 
@@ -52,6 +52,7 @@ class Program:
         data: bytes | None = None,
         opens: frozenset[int] = frozenset(),
         into: list[Outcome] | None = None,
+        beside: int = 0,
     ) -> Outcome:
         """Walk the tape in a new process. Return when all of its processes have exec'd or exited.
 
@@ -63,11 +64,12 @@ class Program:
             data: other data of the same length for this run.
             opens: the slots in which the tape opens descriptors for the caller, with ``SHARE_FILES``.
             into: a list that gets the outcome, and with it the process; otherwise the caller gets it.
+            beside: the address of a :class:`Beside` for which the tape waits, 0 for none.
 
         Raises:
             OSError: the process could not be created.
         """
-        tape = self.tape(data)
+        tape = self.tape(data, beside)
         registers = ffi.new("int64_t[]", slots)
         result = ffi.new("struct ck_result *")
         arguments, environment = _strings(argv), _strings(envp)
@@ -91,11 +93,13 @@ class Program:
             raise OSError(-error, os.strerror(-error), "clone3")
         return outcome
 
-    def tape(self, data: bytes | None) -> Any:
+    def tape(self, data: bytes | None, beside: int = 0) -> Any:
         """Return the tape for the C code, with other data of the same length if given."""
-        if data is None:
+        if data is None and not beside:
             return self._tape
-        return ffi.new("struct ck_tape *", (self._steps, self._tape.count, ffi.from_buffer(data), len(data)))
+        bytes_of = self._data if data is None else ffi.from_buffer(data)
+        awaited = ffi.cast("struct ck_request *", beside)
+        return ffi.new("struct ck_tape *", (self._steps, self._tape.count, bytes_of, self._tape.data_size, awaited))
 
 
 def _strings(words: Sequence[bytes]) -> bytes:
@@ -178,6 +182,7 @@ class Run:
         proc_fd: int,
         flags: int,
         data: bytes | None,
+        beside: int = 0,
     ) -> int:
         """Start it; see :meth:`Program.run`.
 
@@ -189,7 +194,7 @@ class Run:
         arguments, environment = _strings(argv), _strings(envp)
         run = self._run
         error = lib.ck_run(
-            program.tape(data),
+            program.tape(data, beside),
             arguments,
             len(argv),
             environment,
@@ -266,6 +271,62 @@ class Run:
         ending = None if running else _ending(run.ending)
         ends = run.ends[0], run.ends[1]
         return Left(run.result.pid, ending, _take(run.heard), run.result.pidfd, ends, run.report)
+
+
+class Beside:
+    """A tape that a process walks beside the caller, as described in ``beside.h``.
+
+    Args:
+        program: the tape.
+        slots, proc_fd, opens: as for :meth:`Program.run`. It closes the descriptors that nobody takes.
+
+    Raises:
+        OSError: the process could not be created.
+    """
+
+    __slots__ = ("_beside", "_program", "_registers")
+
+    def __init__(self, program: Program, slots: Sequence[int], proc_fd: int, opens: frozenset[int]) -> None:
+        made = lib.ck_beside_new()
+        if made == ffi.NULL:
+            raise OSError(ENOMEM, os.strerror(ENOMEM), "mmap")
+        # Freed by C alone: an exception of a signal handler would be lost in __del__.
+        self._beside = ffi.gc(made, lib.ck_beside_dispose)
+        self._program = program  # the process reads its steps
+        self._registers = ffi.new("int64_t[]", slots)
+        numbers = tuple(opens)
+        tape = program.tape(None)
+        error = lib.ck_beside_begin(made, tape, self._registers, len(slots), numbers, len(numbers), proc_fd)
+        if error:
+            raise OSError(-error, os.strerror(-error), "clone3")
+
+    @property
+    def address(self) -> int:
+        """Its address, for a start that waits for its end."""
+        return int(ffi.cast("uintptr_t", lib.ck_beside_request(self._beside)))
+
+    def await_slots(self) -> Sequence[int] | None:
+        """Wait until the slots have what a start needs, and return them; None if the process ended before."""
+        return None if lib.ck_beside_await(self._beside, self._registers) else list(self._registers)
+
+    def go_on(self, data: bytes) -> None:
+        """Let the process continue after its second gate, with other data of the same length.
+
+        Raises:
+            ValueError: the length differs.
+        """
+        if lib.ck_beside_go_on(self._beside, ffi.from_buffer(data), len(data)):
+            raise ValueError(f"{len(data)} bytes are not those of the tape")
+
+    def end(self) -> Outcome:
+        """Wait for the end of the process. One that was not told to go on ends at once. May be called twice."""
+        result = ffi.new("struct ck_result *")
+        lib.ck_beside_end(self._beside, self._registers, result)
+        return _outcome(result, self._registers)
+
+    def take(self, slot: int, into: list[int]) -> None:
+        """Append the descriptor in a slot to a list, whose owner then owns it. No signal handler runs in between."""
+        into.extend(map(lib.ck_beside_take, (self._beside,), (slot,)))
 
 
 def listen(pidfd: int, out: int, err: int, limit: int | None, deadline: float | None) -> tuple[int, bytes, bytes]:

@@ -41,6 +41,9 @@
  * into the pid namespace, so that it is the only process, and waits until it is in the sealed init. There is no error
  * pipe and no teller: failures are on the board, where the parent finds them at the end.
  *
+ * A process that walks another tape may run beside a start (beside.h). It makes what the start needs only when its
+ * command is to run, a network. Stage 2 waits for it while it still shares the memory.
+ *
  * Stage 2 does not exec before the parent has its pidfd (`watched`). Until its exec it ends without a signal, so no
  * wait(-1) can reap it and let its pid be reused before the pidfd is opened.
  */
@@ -67,7 +70,8 @@
 enum ck_step_kind {
     CK_STEP_CALL,       /* a system call: number in `call`, six arguments */
     CK_STEP_CLONE,      /* arg[0] flags, arg[1] the group for CLONE_INTO_CGROUP; the new process continues at arg[5] */
-    CK_STEP_AWAIT,      /* sleep until RELEASE of gate arg[0] */
+    CK_STEP_AWAIT,      /* sleep until RELEASE of gate arg[0], or, if that is CK_BESIDE_GATE, until the end of the
+                         * process that walks another tape beside this start; it fails if that one has */
     CK_STEP_RELEASE,    /* wake the process in AWAIT */
     CK_STEP_LEAVE,      /* _exit(0) */
     CK_STEP_OPEN_PROC,  /* open arg[1] of process arg[0] with flags arg[2], below the caller's own /proc */
@@ -139,7 +143,11 @@ struct ck_failure {
 /* The gates of AWAIT and RELEASE. Stage 1 releases the first and the third, PID 1 the second. */
 #define CK_GATES 3
 #define CK_COMMAND_GATE 1
+#define CK_BESIDE_GATE CK_GATES /* of AWAIT only, see beside.h */
 enum ck_gate { CK_WAITING = 0, CK_RELEASED = 1, CK_ABORTED = 2 };
+
+/* The gates of a tape that is walked beside its caller: see beside.h. */
+enum ck_beside_gate { CK_BESIDE_FIRST = 0, CK_BESIDE_GO_ON = 1, CK_BESIDE_LAST = 2 };
 
 /* How the failure of a process after STRIP is reported. */
 enum ck_telling {
@@ -200,6 +208,7 @@ struct ck_request {
     struct ck_board *board;    /* 0 for none */
     int32_t board_fd;          /* of a board that the parent has made, else -1 */
     size_t board_size;
+    struct ck_request *beside; /* of the process that walks beside this start, which shares the memory; 0 for none */
     /* In the sealed init, otherwise 0: the function for CK_STEP_INIT, and the request of the board (0: no memory). */
     void (*become_init)(struct ck_request *request, const char *mode);
     struct ck_request *(*await_successor)(struct ck_request *request, void (*wait)(struct ck_board *board));

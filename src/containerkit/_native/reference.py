@@ -27,11 +27,13 @@ from containerkit._native.reference_tape import COMMAND_GATE, Tape
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NAME", "Program", "Run", "listen", "wait"]
+__all__ = ["NAME", "Beside", "Program", "Run", "listen", "wait"]
 
 NAME = "reference"
 Run = None
 """This interpreter can't run a command in one call."""
+Beside = None
+"""This interpreter can't walk a tape beside its caller."""
 
 _P_PIDFD: Final = 3
 _START_MS: Final = 20_000
@@ -88,6 +90,7 @@ class Program(Tape):
         data: bytes | None = None,
         opens: frozenset[int] = frozenset(),  # noqa: ARG002 - used by the compiled class
         into: list[Outcome] | None = None,
+        beside: int = 0,  # noqa: ARG002 - used by the compiled class
     ) -> Outcome:
         """Walk the tape in a new process; see :meth:`containerkit._native.compiled.Program.run`."""
         request = _Request(self.steps, self.data if data is None else data, argv, envp, slots, proc_fd)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from containerkit._native import constants as k
 from containerkit._native.outcome import HIDE_MEMORY, SLOTS
 from containerkit._native.reference_tape import (
+    BESIDE_GATE,
     ENTRY_FILE,
     ENTRY_SIZE,
     ENTRY_SYMLINK,
@@ -200,7 +201,8 @@ class Walk:
             case k.STEP_CLONE:
                 return self._clone(value[0], value[1], value[5])
             case k.STEP_AWAIT:
-                return self._await(self.gates[value[0]])
+                # Nothing is walked beside a start of this interpreter.
+                return 0 if value[0] == BESIDE_GATE else self._await(self.gates[value[0]])
             case k.STEP_RELEASE:
                 self.set(self.gates[value[0]], _RELEASED)
                 return 0

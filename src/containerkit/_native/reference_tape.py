@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "BESIDE_GATE",
     "COMMAND_GATE",
     "ENTRY_FILE",
     "ENTRY_SIZE",
@@ -30,7 +31,7 @@ NO_SLOT: Final = 0xFFFF
 ENTRY_SYMLINK, ENTRY_FILE, ENTRY_KINDS = 1, 2, 3
 _ENTRY: Final = struct.Struct("=4I")
 ENTRY_SIZE: Final = _ENTRY.size
-_KINDS, _ARGUMENT_KINDS, GATES, COMMAND_GATE = 19, 5, 3, 1
+_KINDS, _ARGUMENT_KINDS, GATES, COMMAND_GATE, BESIDE_GATE = 19, 5, 3, 1, 3
 _MOST_OFFSET: Final = 64  # CK_MOST_OFFSET in native.h
 _UNKNOWN: Final = frozenset({k.STEP_HOLD})
 """Nothing here is shared with a process that has exec'd."""
@@ -127,7 +128,8 @@ class Tape:
             case k.STEP_CLOSE:
                 return step.argument_kind[0] == k.ARG_SLOT
             case k.STEP_AWAIT | k.STEP_RELEASE:
-                return step.argument_kind[0] == k.ARG_INTEGER and 0 <= first < GATES
+                last = BESIDE_GATE if step.kind == k.STEP_AWAIT else GATES - 1
+                return step.argument_kind[0] == k.ARG_INTEGER and 0 <= first <= last
             case k.STEP_ENTER | k.STEP_STRIP:
                 return self._is_list(step, 1 if step.kind == k.STEP_ENTER else 0)
             case k.STEP_NETLINK:

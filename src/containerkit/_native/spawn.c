@@ -119,6 +119,7 @@ int ck_lay(struct ck_request *request, const struct ck_tape *tape, const char *a
         return -ENOMEM;
     request->failure.index = CK_NONE;
     request->board_fd = -1;
+    request->beside = tape->beside;
     request->steps = tape->steps;
     request->count = (uint32_t)tape->count;
     request->data_size = (uint32_t)tape->data_size;

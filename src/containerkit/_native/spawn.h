@@ -14,6 +14,8 @@ enum ck_spawn_flags {
     CK_JOIN = 16        /* the first process becomes the command in a live container: see ck_join */
 };
 
+struct ck_request;
+
 struct ck_result {
     int32_t pid;
     int32_t pidfd;
@@ -27,6 +29,7 @@ struct ck_tape {
     size_t count;
     const void *data;
     size_t data_size;
+    struct ck_request *beside; /* of a process for which AWAIT waits, see beside.h; NULL for none */
 };
 
 struct ck_ending {

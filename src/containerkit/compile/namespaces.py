@@ -158,6 +158,14 @@ def network_maker(start: Start) -> list[Operation]:
     return [entered._replace(label=_NETWORK_MAKER), *_network(), calls.leave()]
 
 
+def made_network(start: Start) -> list[Operation]:
+    """Wait until a network namespace that was joined while it was being made is complete.
+
+    Until then the process shares memory with the one that makes it.
+    """
+    return [calls.await_beside("network namespace, complete")] if start.is_joined("network") else []
+
+
 def network_inside(start: Start) -> list[Operation]:
     """Join the network namespace in stage 2."""
     if not start.network_beside:

@@ -19,7 +19,7 @@ from containerkit.compile.contents import (
 )
 from containerkit.compile.dev import close_for_writing
 from containerkit.compile.facts import ROOT, UPPER, Start
-from containerkit.compile.namespaces import identity, network_maker, outside, owner, proc_maker
+from containerkit.compile.namespaces import identity, made_network, network_maker, outside, owner, proc_maker
 from containerkit.compile.payload import be_root, become
 from containerkit.compile.process import given, passed, session
 from containerkit.compile.root import own_name, pivot, protect, root, unmount_old_root
@@ -101,7 +101,7 @@ def inside(start: Start) -> list[Operation]:
         elif not start.clones_command:
             steps += [*unmount_old_root(), *protect(start)]
         steps.append(calls.close(ROOT))
-    return steps
+    return steps if start.joins_alone else [*steps, *made_network(start)]
 
 
 def join_alone(start: Start) -> list[Operation]:
@@ -109,6 +109,7 @@ def join_alone(start: Start) -> list[Operation]:
     kept = () if start.mode.command is None else given(start.mode.command)
     return [
         *clock_alone(start).before,
+        *made_network(start),
         calls.enter(Slot("image"), kept, board=start.mode.held),
         *start.host.joins.inside(),
     ]

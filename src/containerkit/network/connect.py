@@ -18,9 +18,10 @@ from containerkit import _native
 from containerkit._linux.hostroot import HOSTNAME
 from containerkit.errors import SpecError, StateError
 from containerkit.namespace import Kind
-from containerkit.network import elsewhere, endpoint, files
-from containerkit.network.endpoint import Endpoint, may_take_short_way
+from containerkit.network import elsewhere, files
+from containerkit.network.endpoint import Endpoint, may_take_short_way, plan_of
 from containerkit.network.live import Claim, LiveNetwork
+from containerkit.network.making import Making
 from containerkit.plan.tape import Plan
 from containerkit.spec.network import CNI, OTHER, Attach, Macvlan, Network, Port, host_name
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from containerkit.network.published import Published
     from containerkit.network.resolver import Peer
     from containerkit.network.router import Router
+    from containerkit.plan.program import Program
     from containerkit.spec.container import Spec
     from containerkit.spec.network import DNS, Egress
 
@@ -74,6 +76,7 @@ class Connector:
         ports, egress, dns: those of the description.
         sysctls: parameters of the network namespace, by their path below ``net``.
         has_default_route: whether one of these networks may have its default route.
+        latest: the plan of the last container's namespace.
     """
 
     attached: tuple[tuple[LiveNetwork, Attach], ...]
@@ -83,14 +86,27 @@ class Connector:
     dns: DNS | None
     sysctls: dict[str, str]
     has_default_route: bool = True
+    latest: list[Program] = attrs.field(factory=list)
 
     @property
     def router(self) -> Router:
         """The router of all its networks."""
         return self.attached[0][0].router
 
+    def make(self) -> Connection:
+        """Make the network of one container, as :meth:`take` does, and wait until it is complete."""
+        made = self.take()
+        try:
+            made.finish()
+        except BaseException:
+            made.close()
+            raise
+        return made
+
     def take(self) -> Connection:
         """Make the network of one container. The returned object owns all resources.
+
+        It may be incomplete until :meth:`Connection.finish`: the start that joins it waits for the rest.
 
         Raises:
             StateError: a network was closed, or an address or port belongs to another container.
@@ -99,12 +115,13 @@ class Connector:
         router = self.router
         token = object()
         with ExitStack() as undo:
+            making = Making(router, self.sysctls, self.latest[-1] if self.latest else None)
+            undo.callback(making.close)
             claims = self._claims(undo)
             addresses = tuple(text for claim in claims for text in claim.addresses)
             self._permit(router, claims, addresses, undo)
-            fd = endpoint.make(router, [claim.wire for claim in claims], self.sysctls)
-            undo.callback(os.close, fd)
-            made = Connection.owning(fd, token, claims, self.dns, self.egress)
+            self.latest[:] = [making.go_on(tuple(claim.wire for claim in claims))]
+            made = Connection.owning(making, token, claims, self.dns, self.egress)
             attendant = router.attendant
             undo.callback(router.while_open, attendant.remove_container, token)
             made.attend()
@@ -157,6 +174,7 @@ class Connection(Endpoint):
         peers: ask the resolvers of its networks that belong to other processes.
         sockets: descriptors of the listening sockets that its commands inherit, by their numbers inside.
         ending: releases all of these.
+        making: makes the namespace, and owns its descriptor; None once it is closed.
     """
 
     claims: list[Claim]
@@ -168,27 +186,57 @@ class Connection(Endpoint):
     sockets: dict[int, int] = attrs.field(factory=dict)
     ending: ExitStack = attrs.field(factory=ExitStack)
 
+    making: Making | None = None
+
     @classmethod
     def owning(
-        cls, fd: int, token: object, claims: list[Claim], dns: DNS | None = None, egress: Egress | None = None
+        cls, making: Making, token: object, claims: list[Claim], dns: DNS | None = None, egress: Egress | None = None
     ) -> Connection:
-        """Return a connection that owns the descriptor and closes it together with the other resources."""
-        status = os.fstat(fd)
+        """Return a connection to the namespace that is being made. Its ``ending`` must close that."""
         return cls(
             kind=Kind.NETWORK,
-            device=status.st_dev,
-            inode=status.st_ino,
-            fd=fd,
+            device=0,  # they are known when it exists
+            inode=0,
+            fd=-1,
             claims=claims,
             token=token,
             dns=dns,
             egress=egress,
+            making=making,
         )
+
+    def fileno(self) -> int:
+        """Return the descriptor as soon as the namespace exists. The handle still owns it.
+
+        Raises:
+            StateError: the handle is closed.
+            SetupError: the namespace could not be made.
+        """
+        if self._fd < 0 and self.making is not None:
+            self._fd = self.making.fileno()
+            status = os.fstat(self._fd)
+            self.device, self.inode = status.st_dev, status.st_ino
+        return super(Connection, self).fileno()  # noqa: UP008 - as in close
+
+    @property
+    def awaited(self) -> int:
+        """The address of what a start must wait for, 0 if it is complete."""
+        return 0 if self.making is None else self.making.awaited
+
+    def finish(self) -> None:
+        """Wait until it is complete.
+
+        Raises:
+            SetupError: an operation failed.
+        """
+        if self.making is not None:
+            self.fileno()
+            self.making.finish()
 
     def plan(self) -> Plan:
         """Return the operations that made it, for display."""
         router = self.claims[0].live.router
-        return Plan(endpoint.plan_of(router, [claim.wire for claim in self.claims], {}))
+        return Plan(plan_of(router, [claim.wire for claim in self.claims], {}))
 
     def named(self, name: str) -> None:
         """Add a name by which other containers find it, if it is a valid host name."""
@@ -219,6 +267,7 @@ class Connection(Endpoint):
     def close(self) -> None:
         """Release all its resources on its networks. May be called twice."""
         self._fd = -1  # closed with the other resources
+        self.making = None
         ending, self.ending = self.ending, ExitStack()
         ending.close()
         super(Connection, self).close()  # noqa: UP008 - attrs replaces a class with slots, so super() fails

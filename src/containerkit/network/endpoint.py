@@ -10,7 +10,6 @@ import attrs
 
 from containerkit import _native
 from containerkit._native import constants as k
-from containerkit.errors import SetupError
 from containerkit.namespace import Kind, Namespace
 from containerkit.network import links
 from containerkit.network.router import ALL_GROUPS, UPLINK_MTU, entering, has_ipv6, write_sysctl
@@ -18,7 +17,6 @@ from containerkit.plan import calls
 from containerkit.plan.operation import Block, Operation, Slot
 from containerkit.plan.program import Program
 from containerkit.plan.tape import Plan
-from containerkit.start.staging import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -26,13 +24,16 @@ if TYPE_CHECKING:
     from containerkit.network.router import Router
     from containerkit.spec.network import Egress
 
-__all__ = ["Endpoint", "Wire", "join", "make", "may_take_short_way"]
+__all__ = ["OWN", "OWNER", "Endpoint", "Wire", "join", "may_take_short_way", "messages", "plan_of", "shape"]
 
-_PROC: Final = Slot("proc")
 _ROUTER: Final = Slot("net")
-_OWN: Final = Slot("endpoint")
+OWNER: Final = Slot("owner")
+OWN: Final = Slot("endpoint")
+"""The descriptor of the container's network namespace."""
 _THERE: Final = Slot("router's rtnetlink")
 _HERE: Final = Slot("rtnetlink")
+_SIOCGSKNS: Final = 0x894C
+_F_DUPFD_CLOEXEC: Final = 1030
 _HINT: Final = "a limit on network namespaces may be reached: see user.max_net_namespaces"
 _SETTINGS: Final = {
     # No process inside has privileges over this namespace, so it can't change these settings.
@@ -107,7 +108,7 @@ def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:
             _THERE,
             wire.port,
             name,
-            _OWN,
+            OWN,
             index=wire.port_index,
             peer_index=index,
             mac=wire.port_mac,
@@ -139,16 +140,6 @@ def wiring(wire: Wire, *, later: bool = False) -> list[Operation]:
     return steps
 
 
-def _sockets(enter: list[Operation], *, privileged: bool) -> list[Operation]:
-    return [
-        *entering(privileged=privileged),
-        calls.setns(_ROUTER, k.CLONE_NEWNET, "router"),
-        *calls.netlink_socket(0, _THERE),
-        *enter,
-        *calls.netlink_socket(0, _HERE),
-    ]
-
-
 def settings_of(sysctls: Mapping[str, str], last_group: int = ALL_GROUPS) -> list[Operation]:
     """Return the operations that configure the network namespace of a container.
 
@@ -164,61 +155,36 @@ def settings_of(sysctls: Mapping[str, str], last_group: int = ALL_GROUPS) -> lis
     return [*ping, *(step for name, value in settings.items() for step in write_sysctl(name, value))]
 
 
-def making(wires: Iterable[Wire], settings: list[Operation], *, privileged: bool) -> list[Operation]:
-    """Return the plan of a network namespace with these interfaces. The slot ``endpoint`` gets its descriptor."""
-    enter = [
-        calls.unshare(k.CLONE_NEWNET, "network namespace", _HINT),
-        calls.open_at(_PROC, b"thread-self/ns/net", k.O_RDONLY, _OWN),
-    ]
+def plan_of(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> list[Operation]:
+    """Return the plan with which a router's process makes the network namespace of a container.
+
+    The slot ``endpoint`` gets its descriptor. The gates are those of a plan that is walked beside the caller, whose
+    pidfd is in the slot ``owner``.
+    """
+    low = Slot("endpoint, low")
     return [
-        *_sockets(enter, privileged=privileged),
-        *settings,
+        *(calls.die_with_owner(OWNER) if router.privileged else ()),
+        *entering(privileged=router.privileged),
+        calls.unshare(k.CLONE_NEWNET, "network namespace", _HINT),
+        *calls.netlink_socket(0, _HERE),
+        calls.call("ioctl", _HERE, _SIOCGSKNS, target="network namespace", result=low),
+        # A start assigns the low numbers.
+        calls.call("fcntl", low, _F_DUPFD_CLOEXEC, _native.LOWEST, target="network namespace", result=OWN),
+        calls.close(low),
+        calls.release(calls.FIRST),
+        *settings_of(sysctls, router.last_group),
         links.set_up(_HERE, "lo", 1),
+        calls.setns(_ROUTER, k.CLONE_NEWNET, "router"),
+        *calls.netlink_socket(0, _THERE),
+        calls.await_release(gate=calls.GO_ON),
         *_named(step for wire in wires for step in wiring(wire)),
         calls.close(_HERE),
         calls.close(_THERE),
+        calls.release(calls.LAST),
     ]
 
 
-def plan_of(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> list[Operation]:
-    """Return the plan with which a router's process makes the network namespace of a container."""
-    return making(wires, settings_of(sysctls, router.last_group), privileged=router.privileged)
-
-
-def make(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str]) -> int:
-    """Make the network namespace of a container. Return its descriptor, which the caller owns.
-
-    Raises:
-        SetupError: an operation failed; nothing is left behind.
-    """
-    wires = tuple(wires)
-    messages = {f"message {number}": text for number, text in enumerate(_messages(wires))}
-    lengths = tuple(map(len, messages.values()))
-    key = (router.privileged, router.last_group, tuple(sysctls.items()), tuple(map(_shape, wires)), lengths)
-    program = _compiled.get(key)
-    if program is None:
-        program = _remember(key, Program(Plan(plan_of(router, wires, sysctls))))
-    try:
-        return opened(program, router.inputs(), (_OWN.name,), messages).pop()
-    except SetupError:
-        # The cached plan was compiled for another container, so its error would name that one.
-        return opened(plan_of(router, wires, sysctls), router.inputs(), (_OWN.name,)).pop()
-
-
-_compiled: dict[object, Program] = {}
-"""Plans, shared by all containers of the same shape: only the content of their messages differs."""
-
-_MOST_COMPILED: Final = 64
-
-
-def _remember(key: object, program: Program) -> Program:
-    while len(_compiled) >= _MOST_COMPILED:
-        _compiled.pop(next(iter(_compiled)), None)
-    _compiled[key] = program
-    return program
-
-
-def _shape(wire: Wire) -> tuple[object, ...]:
+def shape(wire: Wire) -> tuple[object, ...]:
     """Return a key of the operations, without the content of their messages."""
     return (
         len(wire.addresses),
@@ -230,7 +196,8 @@ def _shape(wire: Wire) -> tuple[object, ...]:
     )
 
 
-def _messages(wires: tuple[Wire, ...]) -> list[bytes]:
+def messages(wires: Iterable[Wire]) -> list[bytes]:
+    """Return the content of the messages of these interfaces, in the order of the plan."""
     steps = [step for wire in wires for step in wiring(wire)]
     return [block.content for step in steps if isinstance(block := step.args[1], Block)]
 
@@ -251,15 +218,18 @@ def join(router: Router, wire: Wire, namespace: int) -> None:
     Raises:
         SetupError: an operation failed; nothing is left behind.
     """
-    enter = [calls.setns(_OWN, k.CLONE_NEWNET, "network namespace of the container")]
     steps = [
-        *_sockets(enter, privileged=router.privileged),
+        *entering(privileged=router.privileged),
+        calls.setns(_ROUTER, k.CLONE_NEWNET, "router"),
+        *calls.netlink_socket(0, _THERE),
+        calls.setns(OWN, k.CLONE_NEWNET, "network namespace of the container"),
+        *calls.netlink_socket(0, _HERE),
         *wiring(wire, later=True),
         calls.close(_HERE),
         calls.close(_THERE),
     ]
     try:
-        _walk(router, steps, {_OWN.name: namespace})
+        _walk(router, steps, {OWN.name: namespace})
     except BaseException:
         remove_port(router, wire.port)
         raise

@@ -158,7 +158,7 @@ def _connect(connection: socket.socket, request: dict[str, Any], live: LiveNetwo
         request["sysctls"],
         request["leads_out"],
     )
-    made = connector.take()
+    made = connector.make()
     try:
         ports = [{**attrs.asdict(each.port), "host_port": each.host_port, "last": None} for each in made.published]
         send(connection, {"addresses": list(made.claims[0].addresses), "ports": ports}, (made.fileno(),))

@@ -46,7 +46,7 @@ class EndpointPool:
             )
         self.size = size
         self._connector = connector
-        self._supply: Supply[Connection] = Supply(size, connector.take, Connection.close, "networks", eager=False)
+        self._supply: Supply[Connection] = Supply(size, connector.make, Connection.close, "networks", eager=False)
         self.wait_full = self._supply.wait_full
         self.close = self._supply.close
 

@@ -40,7 +40,7 @@ class Several:
         Raises:
             StateError, SpecError, SetupError: it failed. Nothing is left behind.
         """
-        made: Any = self.maker.take()
+        made: Any = self.maker.make() if isinstance(self.maker, Connector) else self.maker.take()
         try:
             peers = []
             for remote, position in self.guests:

@@ -76,6 +76,19 @@ NETWORK_GATE: Final = 2
 """The gate at which the first process inside waits until stage 1 has made its network namespace."""
 
 
+BESIDE_GATE: Final = 3
+"""The gate of :func:`await_beside`."""
+
+
+FIRST, GO_ON, LAST = 0, 1, 2
+"""The gates of a plan that is walked beside its caller: see ``_native/beside.h``."""
+
+
+def await_beside(target: str, hint: str = "") -> Operation:
+    """Sleep until the plan that is walked beside this start has ended, if there is one. It fails if that one did."""
+    return Operation("await_beside", target, k.STEP_AWAIT, 0, (BESIDE_GATE,), hint=hint)
+
+
 def await_release(label: str = "", *, gate: int = OWNER_GATE) -> Operation:
     """Sleep until the process that cloned this one calls :func:`release`."""
     return Operation("await_release", step=k.STEP_AWAIT, args=(gate,), label=label)

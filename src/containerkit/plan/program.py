@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EINVAL, ETIMEDOUT
+from errno import ECANCELED, EINVAL, ETIMEDOUT
 
 from containerkit import _native, late
 from containerkit._native import constants as k
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from containerkit.plan.operation import Argument
     from containerkit.plan.tape import Plan
 
-__all__ = ["Program", "proc"]
+__all__ = ["BESIDE", "Program", "proc", "was_killed"]
+
+BESIDE = "beside"
+"""The input with the address of what :meth:`Program.begin_beside` returned. The plan waits for it."""
 
 _kept: dict[str, int] = {}
 
@@ -48,6 +51,12 @@ def _not_begun(name: str, error: int) -> SetupError:
     """Return the error of a start that failed before or at its first operation."""
     made: SetupError = late.load(late.REFUSALS).not_begun(Operation(name), error)
     return made
+
+
+def was_killed(what: str) -> SetupError:
+    """Return the error of something whose maker was killed."""
+    hint = "another process killed the process that makes it; if the kernel did so for lack of memory, raise the limit"
+    return SetupError("make", ECANCELED, what, hint)
 
 
 class Program:
@@ -100,7 +109,8 @@ class Program:
         data = self._patched(blocks) if blocks else None
         try:
             opens = self._tape.descriptors if flags & _native.SHARE_FILES else frozenset()
-            outcome: Outcome = self._program.run(argv, envp, slots, self._proc, flags, data, opens, into)
+            beside = inputs.get(BESIDE, 0)
+            outcome: Outcome = self._program.run(argv, envp, slots, self._proc, flags, data, opens, into, beside)
         except SetupError:
             raise
         except OSError as error:
@@ -111,6 +121,31 @@ class Program:
                 self._close_rest(outcome)
             raise failure
         return outcome
+
+    def begin_beside(self, inputs: Mapping[str, int]) -> Any:
+        """Let another process walk it, which shares memory and descriptors with this one.
+
+        Args:
+            inputs: as for :meth:`run`.
+
+        Returns:
+            The compiled interpreter's ``Beside``, whose ``go_on`` takes the result of :meth:`with_blocks`; or None if
+            this interpreter can't.
+
+        Raises:
+            SetupError: the process could not be created.
+        """
+        if self._interpreter.Beside is None:
+            return None
+        slots = [inputs.get(name, -1) for name in self._names]
+        try:
+            return self._interpreter.Beside(self._program, slots, self._proc, self._tape.descriptors)
+        except OSError as error:
+            raise _not_begun("clone", error.errno or EINVAL) from None
+
+    def number(self, name: str) -> int:
+        """Return the number of a slot."""
+        return self._tape.slots[name]
 
     def captured(self, owner: int | None, limit: int | None, deadline: float | None, *, early: bool, keep: bool) -> Any:
         """Return an object that runs a command of this plan in two calls, with empty stdin and both outputs captured.
@@ -147,7 +182,8 @@ class Program:
         """
         slots = [inputs.get(name, -1) for name in self._names]
         data = self._patched(blocks) if blocks else None
-        if problem := run.start(self._program, argv, envp, slots, self._proc, flags, data):
+        beside = inputs.get(BESIDE, 0)
+        if problem := run.start(self._program, argv, envp, slots, self._proc, flags, data, beside):
             raise _not_begun("clone", problem)
         if run.failed:
             raise self._failure(run.outcome())
@@ -169,6 +205,10 @@ class Program:
             return rest._failure(outcome._replace(failed_index=outcome.failed_index - _native.SECOND))
         return self._failure(outcome)
 
+    def failure(self, outcome: Outcome) -> SetupError:
+        """Return the error of the operation that failed."""
+        return self._failure(outcome)
+
     @property
     def slots(self) -> frozenset[str]:
         """The names of the slots that the plan uses."""
@@ -182,11 +222,12 @@ class Program:
         """Return the data with these blocks. The last result is cached, because the same blocks often come again."""
         last, made = self._last
         if last is not blocks:
-            made = self._with_blocks(blocks)
+            made = self.with_blocks(blocks)
             self._last = blocks, made
         return made
 
-    def _with_blocks(self, blocks: Mapping[str, bytes]) -> bytes:
+    def with_blocks(self, blocks: Mapping[str, bytes]) -> bytes:
+        """Return the data with other bytes for named blocks, of the same length as in the plan."""
         data = bytearray(self._tape.data)
         for name, content in blocks.items():
             if name not in self._tape.blocks:

@@ -71,7 +71,7 @@ class Plan:
 
 
 _OPENING: Final = frozenset(
-    {"open", "openat", "openat2", "open_tree", "fsopen", "fspick", "fsmount", "socket", "seccomp"}
+    {"open", "openat", "openat2", "open_tree", "fsopen", "fspick", "fsmount", "socket", "seccomp", "fcntl", "ioctl"}
 )
 
 
@@ -142,7 +142,7 @@ class _Encoder:
             kinds.append(kind)
             values.append(value)
         result = NO_SLOT if operation.result is None else self.packer.number_of(operation.result.name)
-        if operation.name in _OPENING:
+        if operation.name in _OPENING and operation.result is not None:
             self.descriptors.add(result)
         self.origin.append(index)
         return self.packer.add(operation.step, operation.call, result, kinds, values, operation.tolerate)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import attrs
 
-__all__ = ["IdMapping", "check_mappings", "mapping_text"]
+__all__ = ["IdMapping", "check_mappings", "mapping_text", "within"]
 
 
 LARGEST_ID: Final = 2**32 - 2
@@ -70,3 +70,15 @@ def check_mappings(mappings: tuple[IdMapping, ...], what: str) -> None:
                 raise SpecError(f"{what}: {one} and {two} overlap {side}")
     if not any(m.inside == 0 for m in mappings):
         raise SpecError(f"{what}: id 0 inside must be mapped, because root of the container sets it up")
+
+
+def within(mapping: IdMapping, granted: tuple[IdMapping, ...]) -> IdMapping:
+    """Return a mapping whose outside ids are the inside ids of the granted mapping that contains them.
+
+    Raises:
+        SpecError: none contains them.
+    """
+    for grant in granted:
+        if grant.outside <= mapping.outside and mapping.outside + mapping.count <= grant.outside + grant.count:
+            return IdMapping(mapping.inside, grant.inside + mapping.outside - grant.outside, mapping.count)
+    raise SpecError(f"id mappings: {mapping} is not granted to this user in /etc/subuid and /etc/subgid")

@@ -12,11 +12,11 @@ from containerkit.compile.facts import JOIN_PREFIX, MAP_BYTES, SKELETON, TTY_GRO
 from containerkit.compile.process import socket_slot
 from containerkit.compile.start import start_plan
 from containerkit.errors import CleanupError, SetupError, SpecError, UnsupportedError
-from containerkit.plan.program import Program, proc
+from containerkit.plan.program import BESIDE, Program, proc
 from containerkit.process.process import kill_and_reap
 from containerkit.security.confinement import PROC
 from containerkit.spec import rootfs
-from containerkit.spec.idmap import IdMapping, mapping_text
+from containerkit.spec.idmap import IdMapping, mapping_text, within
 from containerkit.start.id_ranges import RANGE, IdRange, lease
 from containerkit.start.staging import Mappings, Staging, staging
 from containerkit.typed import TypeVar
@@ -207,10 +207,17 @@ class StartContext:
         found: dict[int, int] = getattr(self.joined.get("network"), "sockets", {})
         return {socket_slot(number).name: fd for number, fd in found.items()} if found else {}
 
+    def _finish_network(self) -> None:
+        """Raise the error of a network that could not be made beside the start."""
+        finish = getattr(self.joined.get("network"), "finish", None)
+        if finish is not None:
+            finish()
+
     def inputs(self) -> dict[str, int]:
         """Return the inputs of the plan from this context."""
         joined = {JOIN_PREFIX + kind: handle.fileno() for kind, handle in self.joined.items()}
         inherited = {**self.staging.slots, **joined, **_own_slots(), **self.sockets()}
+        inherited[BESIDE] = getattr(self.joined.get("network"), "awaited", 0)
         if self.membership is not None:
             inherited |= self.membership.inputs()
         return inherited if self.union is None else {**inherited, **self.union.inputs()}
@@ -283,9 +290,13 @@ class StartContext:
             if self.membership is not None:
                 self.membership.lift_memory_limit(self.host.joins)
             try:
-                return begin(self._program(mode), self.inputs(), self.blocks())
+                started = begin(self._program(mode), self.inputs(), self.blocks())
             except SetupError as error:
+                self._finish_network()
                 self._fall_back(error)
+            else:
+                self._finish_network()
+                return started
 
     def _fall_back(self, error: SetupError) -> None:
         if self.spec.rootfs.kind == "overlay":
@@ -399,10 +410,8 @@ def _check_one_mount(upper: str, work: str) -> None:
     """
     from containerkit._linux import mountinfo
 
-    base = os.path.commonpath((upper, work)).rstrip("/") + "/"
-    for point in (mount.mount_point for mount in mountinfo.read()):
-        if point.startswith(base) and any(f"{path}/".startswith(f"{point}/") for path in (upper, work)):
-            raise SpecError(f"rootfs: {point} is a mount point: put upper and work on the same mount")
+    for point in mountinfo.points_between(os.path.commonpath((upper, work)), (upper, work)):
+        raise SpecError(f"rootfs: {point} is a mount point: put upper and work on the same mount")
 
 
 _memory: Final = {"maps ids": True}
@@ -460,16 +469,9 @@ def _nested_mappings(spec: Spec, stage: Staging) -> Mappings:
     if spec.uid_mappings is None or spec.gid_mappings is None:
         return stage.nested
     return (
-        tuple(_within(m, stage.mappings[0]) for m in spec.uid_mappings),
-        tuple(_within(m, stage.mappings[1]) for m in spec.gid_mappings),
+        tuple(within(m, stage.mappings[0]) for m in spec.uid_mappings),
+        tuple(within(m, stage.mappings[1]) for m in spec.gid_mappings),
     )
-
-
-def _within(mapping: IdMapping, granted: tuple[IdMapping, ...]) -> IdMapping:
-    for grant in granted:
-        if grant.outside <= mapping.outside and mapping.outside + mapping.count <= grant.outside + grant.count:
-            return IdMapping(mapping.inside, grant.inside + mapping.outside - grant.outside, mapping.count)
-    raise SpecError(f"id mappings: {mapping} is not granted to this user in /etc/subuid and /etc/subgid")
 
 
 def _device_nodes(spec: Spec, stage: Staging, *, sets_groups: bool) -> tuple[Node | None, ...]:

@@ -15,7 +15,7 @@ import contextlib
 import os
 import select
 from _thread import allocate_lock
-from errno import EACCES, ECANCELED, EPERM
+from errno import EACCES, EPERM
 from functools import partial
 
 from containerkit import _native
@@ -28,7 +28,7 @@ from containerkit.descriptors import close_all, keep, keep_above
 from containerkit.errors import SetupError, UnsupportedError
 from containerkit.plan import calls, entries
 from containerkit.plan.operation import Operation, Slot
-from containerkit.plan.program import Program, proc
+from containerkit.plan.program import Program, proc, was_killed
 from containerkit.plan.tape import Plan
 from containerkit.spec.idmap import IdMapping, mapping_text
 from containerkit.start.id_ranges import subordinate
@@ -290,10 +290,7 @@ def _filled(program: Program, outcome: Outcome, names: tuple[str, ...]) -> list[
     """Return the descriptors in these slots. If the process was killed, they are empty and no error was reported."""
     found = [program.slot(outcome, name) for name in names]
     if min(found) < 0:
-        hint = (
-            "another process killed the process that makes it; if the kernel did so for lack of memory, raise the limit"
-        )
-        raise SetupError("make", ECANCELED, names[found.index(min(found))], hint)
+        raise was_killed(names[found.index(min(found))])
     return found
 
 
