@@ -12,6 +12,7 @@ import subprocess
 import time
 
 import pytest
+from examples import examples
 
 from containerkit import PIPE, Container, Mount, RootFS, run
 from containerkit.security.capabilities import Capabilities
@@ -60,11 +61,14 @@ def test_a_program_that_is_started_again_through_its_own_exe_is_the_containers(m
     assert "containerkit" not in end.stdout + end.stderr
 
 
+WATCHED_S = examples(ci=0.7, nightly=2)
+"""How long processes join while one inside looks at them. Both use a processor."""
+
 WATCH = """
 import os, sys, time
 INTEREST = {"uptime", "sysrq-trigger", "boot", "lower", "newroot", "work", "staging", "usr"}
 seen = set()
-end = time.monotonic() + 2
+end = time.monotonic() + float(sys.argv[1])
 own = os.getpid()
 while time.monotonic() < end:
     for pid in os.listdir("/proc"):
@@ -87,7 +91,7 @@ for what, where in sorted(seen): print(what, where)
 
 def seen_while_others_join(container):
     """Let a process inside inspect every accessible /proc/PID/exe, cwd, root and fd while other processes join."""
-    with container.popen(["python3", "-c", WATCH], stdout=PIPE, text=True) as watcher:
+    with container.popen(["python3", "-c", WATCH, str(WATCHED_S)], stdout=PIPE, text=True) as watcher:
         while watcher.poll() is None:
             container.run(["true"])
             container.files.read("/etc/passwd")
@@ -134,7 +138,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 libc.ptrace.restype = ctypes.c_long
 address, length, own = {ctypes.addressof(secret)}, 16, os.getpid()
-end = time.monotonic() + 2
+end = time.monotonic() + {WATCHED_S}
 tries = found = 0
 while time.monotonic() < end:
     for pid in os.listdir("/proc"):

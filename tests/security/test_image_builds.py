@@ -202,15 +202,22 @@ def test_malformed_entry_is_not_used(place, content):
 # --- kill -9
 
 WORKER = """
-import sys
+import os, sys
 from containerkit.image import Image, Store
-store = Store(sys.argv[1])
-print("go", flush=True)
-number = 0
-while True:
-    number += 1
-    {work}
+while sys.stdin.readline():
+    pid = os.fork()
+    if pid == 0:
+        store = Store(sys.argv[1])
+        print("go", flush=True)
+        number = 0
+        while True:
+            number += 1
+            {work}
+    sys.stdin.readline()
+    os.kill(pid, 9)
+    print(os.waitpid(pid, 0)[1], flush=True)
 """
+"""Forks for each line, because the import takes longer than the work that is killed, and kills the fork at the next one."""
 WORKS = {
     "build": 'Image.build(sys.argv[2], text=f"FROM localhost/base:1\\nCOPY . /a\\nENV A={number}\\nCOPY . /b\\n", tag="localhost/built:1", store=store)',
     "build without cache": 'Image.build(sys.argv[2], text="FROM localhost/base:1\\nCOPY . /a\\nWORKDIR /w\\n", cache=False, tag="localhost/built:1", store=store)',
@@ -255,16 +262,20 @@ def test_store_is_consistent_after_a_kill_at_any_moment(place, work):
         place.path / "root.tar",
     ]
     chance = random.Random(work)
-    for _ in range(8):
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as worker:
-            assert worker.stdout.readline() == "go\n"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(argv, **pipes, bufsize=1, text=True, env=environment) as workers:
+        for _ in range(8):
+            workers.stdin.write("begin\n")
+            assert workers.stdout.readline() == "go\n"
             time.sleep(chance.uniform(0.0, 0.25))
-            assert worker.poll() is None, "it worked, and went on working, until it was killed"
-            worker.send_signal(signal.SIGKILL)
-        assert place.store.verify() == ()
-        statuses, root = place.build("FROM localhost/base:1\nCOPY . /again\n")
-        assert len(statuses) == 1
-        assert (root / "again/file").read_bytes() == b"good"
+            workers.stdin.write("end\n")
+            status = int(workers.stdout.readline())
+            assert status == signal.SIGKILL, "it worked, and went on working, until it was killed"
+            assert place.store.verify() == ()
+            statuses, root = place.build("FROM localhost/base:1\nCOPY . /again\n")
+            assert len(statuses) == 1
+            assert (root / "again/file").read_bytes() == b"good"
+        workers.stdin.close()
     for path in left(place.store):
         if UNPLACED.fullmatch(path.name) or path.parent.name == "incoming":
             os.utime(path, (0, 0))  # as if a day had passed: a partial blob is kept that long, to be continued

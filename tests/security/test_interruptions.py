@@ -17,6 +17,7 @@ import threading
 import time
 
 import pytest
+from examples import examples
 
 from containerkit import PIPE, Container, Limits, Namespaces, StateError, popen, run
 from containerkit.descriptors import close_all, keep
@@ -24,7 +25,8 @@ from containerkit.start import staging
 
 pytestmark = pytest.mark.usefixtures("groups_found", "nothing_left")
 
-ROUNDS = 200
+ROUNDS = examples(ci=80, nightly=200)
+"""How often each operation is interrupted at a random moment. Each step of a start is tried below, without chance."""
 
 
 class InterruptError(Exception):

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -18,12 +19,26 @@ while time.monotonic() < end:
     for pid in os.listdir("/proc"):
         if pid.isdigit() and int(pid) not in (1, own):
             try: os.kill(int(pid), signal.SIGSTOP)
-            except OSError: pass
+            except OSError: continue
+            time.sleep(0.001)  # while that one is stopped, there is none to hurry for
 """
 
 
 def test_processes_stopped_while_joining_do_not_block_the_caller():
-    """SIGSTOP can't be blocked, and root inside may send it to a process that joins."""
+    """SIGSTOP can't be blocked, and root inside may send it to a process that joins.
+
+    A process that ``run`` starts is cloned into the pid namespace by the caller itself. Each way waits for 20 s, so the
+    two wait at the same time, in two threads.
+    """
+    with ThreadPoolExecutor(2) as threads:
+        for waiting in [
+            threads.submit(popen_while_processes_are_stopped),
+            threads.submit(run_while_processes_are_stopped),
+        ]:
+            waiting.result()
+
+
+def popen_while_processes_are_stopped():
     with Container() as container:
         with container.popen(["python3", "-c", STOPPER], stdout=PIPE, text=True) as stopper:
             stopper.stdout.readline()
@@ -41,8 +56,7 @@ def test_processes_stopped_while_joining_do_not_block_the_caller():
         assert 0 == container.run(["true"], timeout=30).returncode
 
 
-def test_runs_stopped_while_joining_block_the_caller_only_until_the_timeout():
-    """The same with ``run``, whose process is cloned into the pid namespace by the caller itself."""
+def run_while_processes_are_stopped():
     with Container() as container:
         with container.popen(["python3", "-c", STOPPER], stdout=PIPE, text=True) as stopper:
             stopper.stdout.readline()

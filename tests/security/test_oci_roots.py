@@ -96,7 +96,7 @@ def test_masks_hold_while_proc_is_renamed(oci, spoilt, own_rootfs, tmp_path):
     The control resolves covered paths from the root, and soon loses the masks.
     """
     (own_rootfs / "decoy").mkdir()
-    number = examples(ci=60, nightly=STARTS)
+    number = examples(ci=40, nightly=STARTS)
     with Exchange(own_rootfs, "proc", "decoy", tmp_path / "count") as exchange:
         assert (0, number) == race(oci, spoilt, ("/proc", "/decoy"), number)
         assert exchange.count > 2000
@@ -118,7 +118,7 @@ def test_devices_are_made_nowhere_else_while_dev_is_renamed(oci, spoilt, own_roo
         return [name for place in places for name in os.listdir(place)]
 
     with Exchange(own_rootfs, "dev", "decoy", tmp_path / "count"):
-        assert [] == [name for _ in range(50) for name in run(oci.words)]
+        assert [] == [name for _ in range(examples(ci=30, nightly=50)) for name in run(oci.words)]
         words = [sys.executable, "-c", FROM_THE_ROOT, "--root", oci.root]
         assert any(run(words) for _ in range(STARTS))
 

@@ -127,7 +127,7 @@ def by_template(description):
         return template.run(["cat", "/proc/self/mountinfo"], text=True, check=True).stdout
 
 
-def starts(how, place, *, deep, number=STARTS):
+def starts(how, place, *, deep, number):
     """Start this many containers. Return the marks that were seen, and the errors that occurred."""
     seen, errors = set(), set()
     for _ in range(number):
@@ -151,7 +151,7 @@ OUT = "../../../../../../../../../../../lower"
 def test_no_mount_is_made_outside_the_root(tmp_path, how, link, deep):
     place = StartContext(tmp_path, link)
     before = place.outside()
-    number = examples(ci=30, nightly=STARTS)
+    number = examples(ci=15, nightly=STARTS)
     with swapping(*place.swapped) as swaps:
         seen, errors = starts(how, place, deep=deep, number=number)
     assert swaps[0] >= FEWEST_SWAPS * number
@@ -166,13 +166,14 @@ def test_no_mount_of_an_unprivileged_user_is_made_outside_the_root(tmp_path, lin
     for directory, _, _ in os.walk(place.victim):
         os.chown(directory, USER, USER)
     before = place.outside()
+    number = examples(ci=30, nightly=STARTS)
 
     def work():
         with swapping(*place.swapped) as swaps:
-            return *starts(by_container, place, deep=True), swaps
+            return *starts(by_container, place, deep=True, number=number), swaps
 
     seen, errors, swaps = as_user(work, ranges=False)
-    assert swaps[0] >= FEWEST_SWAPS * STARTS
+    assert swaps[0] >= FEWEST_SWAPS * number
     assert before == place.outside()
     assert [[1, 1]] == seen, errors
 
@@ -191,7 +192,6 @@ def test_mounts_are_made_outside_without_openat2(tmp_path, monkeypatch):
     context.programs.kept.clear()
     try:
         with swapping(*place.swapped):
-            seen, _ = starts(by_container, place, deep=False)
+            assert any(set(starts(by_container, place, deep=False, number=1)[0]) - {(1, 1)} for _ in range(STARTS))
     finally:
         context.programs.kept.clear()
-    assert set(seen) - {(1, 1)}

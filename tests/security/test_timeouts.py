@@ -11,7 +11,7 @@ from containerkit.process import kill_tree
 
 pytestmark = [pytest.mark.usefixtures("groups_found", "nothing_left")]
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 0.5
 LATE_S = 20.0
 
 FORK = "import os\nwhile True:\n try: os.fork()\n except OSError: pass"

@@ -1,6 +1,6 @@
 """A simulator of classic BPF as seccomp runs it, written from the kernel's description of each instruction."""
 
-from struct import iter_unpack, pack
+from struct import iter_unpack, pack, unpack
 
 
 def decode(program, order="="):
@@ -11,14 +11,22 @@ def run(program, number, token, args=(), pointer=0, order="<"):
     """Return (verdict, instructions executed); ``order`` is that of the machine's bytes, as struct has it."""
     args = tuple(args) + (0,) * (6 - len(args))
     data = pack(f"{order}iIQ6Q", number if number < 2**31 else number - 2**32, token, pointer, *args)
-    words = [int.from_bytes(data[at : at + 4], "little" if order == "<" else "big") for at in range(0, len(data), 4)]
+    words = unpack(f"{order}16I", data)
     at, accumulator, steps = 0, 0, 0
     instructions = program if isinstance(program, list) else decode(program)
     while True:
         code, yes, no, k = instructions[at]
         at += 1
         steps += 1
-        if code == 0x20:
+        if code == 0x15:  # the frequent ones first
+            at += yes if accumulator == k else no
+        elif code == 0x35:
+            at += yes if accumulator >= k else no
+        elif code == 0x25:
+            at += yes if accumulator > k else no
+        elif code == 0x45:
+            at += yes if accumulator & k else no
+        elif code == 0x20:
             assert k % 4 == 0
             accumulator = words[k // 4]
         elif code == 0x06:
@@ -27,13 +35,5 @@ def run(program, number, token, args=(), pointer=0, order="<"):
             at += k
         elif code == 0x54:
             accumulator &= k
-        elif code in (0x15, 0x25, 0x35, 0x45):
-            taken = {
-                0x15: accumulator == k,
-                0x25: accumulator > k,
-                0x35: accumulator >= k,
-                0x45: bool(accumulator & k),
-            }[code]
-            at += yes if taken else no
         else:
             raise AssertionError(f"instruction {code:#x}")
