@@ -97,15 +97,18 @@ class ShortWay:
         """
         value = programs.service(wire.port_index, mac_bytes(wire.mac), mac_bytes(wire.gateway_mac))
         added: list[bytes] = []
-        with self._lock:
-            try:
+        try:
+            with self._lock:
                 services = self._prepared(wire.bridge_index)
                 for key in (programs.service_key(address, port) for port in ports):
-                    bpf.store(services, key, value)
-                    self._opened[key] += 1
                     added.append(key)
-            except OSError:  # not possible here, or the map is full: the ports take the usual way
-                self._refused = self._services is None
+                    self._opened[key] += 1
+                    bpf.store(services, key, value)
+        except OSError:  # not possible here, or the map is full: the ports take the usual way
+            self._refused = self._services is None
+        except BaseException:
+            self._undo(added)
+            raise
         return partial(self._undo, added)
 
     def _undo(self, keys: list[bytes]) -> None:
@@ -113,7 +116,7 @@ class ShortWay:
             while keys:
                 key = keys.pop()
                 self._opened[key] -= 1
-                if self._opened[key] == 0:
+                if self._opened[key] <= 0:
                     del self._opened[key]
                     if self._services is not None:
                         bpf.remove(self._services.fd, key)
