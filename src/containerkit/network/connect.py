@@ -28,13 +28,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from containerkit.container.lifecycle import Container
+    from containerkit.namespace import Namespace
     from containerkit.network.published import Published
     from containerkit.network.resolver import Peer
     from containerkit.network.router import Router
     from containerkit.spec.container import Spec
     from containerkit.spec.network import DNS, Egress
 
-__all__ = ["Connection", "Connector", "as_names", "connected", "connected_once", "joining", "restrict", "shared"]
+__all__ = [
+    "Connection",
+    "Connector",
+    "as_names",
+    "connected",
+    "connected_once",
+    "joining",
+    "owned",
+    "restrict",
+    "shared",
+]
 
 _INTERNET: Final = Network("internet", isolated=True)
 """The network of ``network="internet"``: containers on it reach the outside but not each other."""
@@ -74,6 +85,7 @@ class Connector:
         ports, egress, dns: those of the description.
         sysctls: parameters of the network namespace, by their path below ``net``.
         has_default_route: whether one of these networks may have its default route.
+        owner: the user namespace that owns the network namespace (default: that of the router).
     """
 
     attached: tuple[tuple[LiveNetwork, Attach], ...]
@@ -83,6 +95,7 @@ class Connector:
     dns: DNS | None
     sysctls: dict[str, str]
     has_default_route: bool = True
+    owner: Namespace | None = None
 
     @property
     def router(self) -> Router:
@@ -102,20 +115,26 @@ class Connector:
             claims = self._claims(undo)
             addresses = tuple(text for claim in claims for text in claim.addresses)
             self._permit(router, claims, addresses, undo)
-            fd = endpoint.make(router, [claim.wire for claim in claims], self.sysctls)
+            wires = [claim.wire for claim in claims]
+            if self.owner is None:
+                fd = endpoint.make(router, wires, self.sysctls)
+            else:
+                fd = endpoint.make_owned(router, wires, self.sysctls, self.owner.fileno())
             undo.callback(os.close, fd)
             made = Connection.owning(fd, token, claims, self.dns, self.egress)
             attendant = router.attendant
             undo.callback(router.while_open, attendant.remove_container, token)
             made.attend()
             outward = next((claim for claim in claims if claim.wire.has_default_route), claims[0])
+            internal = outward.live.network.internal
             for port in sorted(self.ports, key=lambda each: each.last is not None):  # ranges avoid the others
-                published = attendant.publish(port, outward.addresses)
+                published = attendant.publish(port, outward.addresses, internal=internal)
                 made.published.append(published)
                 undo.callback(published.close)
                 if port.fd is not None:
                     made.sockets[port.fd] = fd_inside = _listening(published)
                     undo.callback(os.close, fd_inside)
+            made.published.sort(key=lambda each: self.ports.index(each.port))
             made.ending = undo.pop_all()
             return made
 
@@ -275,6 +294,24 @@ def attached_to(attachments: Iterable[Attach]) -> tuple[tuple[LiveNetwork, Attac
     if any(live.router is not attached[0][0].router for live, _ in attached):
         raise StateError("networks: one container can't be on networks of different processes")
     return attached
+
+
+def owned(spec: Spec, owner: Namespace) -> Spec:
+    """Return the result of :func:`connected`, in which a user namespace owns the network namespace.
+
+    Raises:
+        SpecError: this is not possible for such a network.
+    """
+    known = connected(spec)
+    choice = known.namespaces.network
+    if choice in ("new", "host"):
+        return known
+    if not isinstance(choice, Connector):
+        raise SpecError(
+            "network: with a container for each task it must be one that this process has open, or 'internet'; pass "
+            "isolation='fork' for another one"
+        )
+    return attrs.evolve(known, namespaces=attrs.evolve(known.namespaces, network=attrs.evolve(choice, owner=owner)))
 
 
 def as_names(hostname: str | None) -> tuple[str, ...]:

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
     from containerkit.network.router import Router
 
-__all__ = ["Endpoint", "Wire", "join", "make"]
+__all__ = ["Endpoint", "Wire", "join", "make", "make_owned"]
 
 _PROC: Final = Slot("proc")
 _ROUTER: Final = Slot("net")
 _OWN: Final = Slot("endpoint")
+_OWNER: Final = Slot("owner")
 _THERE: Final = Slot("router's rtnetlink")
 _HERE: Final = Slot("rtnetlink")
 _HINT: Final = "a limit on network namespaces may be reached: see user.max_net_namespaces"
@@ -44,6 +45,7 @@ _SETTINGS6: Final = {
 }
 
 
+_LAST_OF_RANGE: Final = 65_535
 _ALL_GROUPS_BEFORE_6_5: Final = 2**31 - 1
 _OF_ONE: Final = {"accept_ra": "0", "addr_gen_mode": "1"}
 
@@ -251,6 +253,39 @@ def join(router: Router, wire: Wire, namespace: int) -> None:
     except BaseException:
         remove_port(router, wire.port)
         raise
+
+
+def make_owned(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str], owner: int) -> int:
+    """Make the network namespace of a container so that another user namespace owns it.
+
+    A process with privileges only in that user namespace can enter it, such as an interpreter that enters its container
+    by itself.
+
+    Args:
+        router, wires, sysctls: as for :func:`make`.
+        owner: a descriptor of the user namespace.
+
+    Raises:
+        SetupError: an operation failed; nothing is left behind.
+    """
+    steps = [
+        *entering(privileged=router.privileged),
+        calls.setns(_OWNER, k.CLONE_NEWUSER, "user namespace of the container"),
+        calls.unshare(k.CLONE_NEWNET, "network namespace", _HINT),
+        calls.open_at(_PROC, b"thread-self/ns/net", k.O_RDONLY, _OWN),
+        *settings_of(sysctls, _LAST_OF_RANGE),
+        *calls.netlink_socket(0, _HERE),
+        links.set_up(_HERE, "lo", 1),
+        calls.close(_HERE),
+    ]
+    fd = opened(steps, {**router.inputs(), _OWNER.name: owner}, (_OWN.name,)).pop()
+    try:
+        for wire in wires:
+            join(router, wire, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def remove_port(router: Router, port: str) -> None:

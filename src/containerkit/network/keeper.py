@@ -178,8 +178,9 @@ def _join(connection: socket.socket, request: dict[str, Any], live: LiveNetwork,
     with ExitStack() as stack:
         made = later.join(live, _how(live, request), handle, who, names, position=position, out=out)
         stack.callback(made.close)
+        inner = live.network.internal
         for port in request["ports"]:
-            stack.callback(live.router.attendant.publish(Port(**port), made.claim.addresses).close)
+            stack.callback(live.router.attendant.publish(Port(**port), made.claim.addresses, internal=inner).close)
         answer = {"addresses": list(made.claim.addresses), "leads_out": made.claim.wire.has_default_route}
         send(connection, answer)
         _hold(connection, made)

@@ -46,6 +46,7 @@ ALL_GROUPS: Final = 2**32 - 2
 """The highest group id."""
 
 _UPLINK_INDEX: Final = 2
+_UPLINK_MTU: Final = 1500
 _NETFILTER: Final = 12
 _HOST_NEXT, _ROUTER_NEXT = "169.254.254.1", "169.254.254.2"
 _HOST_NEXT6, _ROUTER_NEXT6 = "fe80::1", "fe80::2"
@@ -131,7 +132,7 @@ def _making(*, privileged: bool, uplink: str) -> list[Operation]:
                 index=_UPLINK_INDEX,
                 mac=_ROUTER_MAC,
                 peer_mac=_HOST_MAC,
-                mtu=1500,
+                mtu=_UPLINK_MTU,
                 alias=f"containerkit, process {os.getpid()}",
             )
         )
@@ -327,14 +328,18 @@ class Router:
         with self.lock:
             return next(self._numbers)
 
-    def add_route(self, subnet: str) -> None:
-        """Route a subnet from the host to the router. Has no effect without privileges."""
+    def add_route(self, subnet: str, mtu: int) -> None:
+        """Route a subnet from the host to the router. Has no effect without privileges.
+
+        If the network's MTU is smaller than the link's, the host has to know: the router would refuse a datagram that
+        a published port redirected, and the host would then take the MTU for that of its loopback.
+        """
         if not self.uplink:
             return
         at = Slot("outside")
         index = socket.if_nametoindex(self.uplink)
         via = _ROUTER_NEXT6 if ":" in subnet else _ROUTER_NEXT
-        step = links.route(at, index, subnet, self.uplink, via=via)
+        step = links.route(at, index, subnet, self.uplink, via=via, mtu=mtu if mtu < _UPLINK_MTU else None)
         self.run([*calls.netlink_socket(0, at), step, calls.close(at)])
         self._routed.add(subnet)
 
