@@ -18,6 +18,7 @@ __all__ = [
     "KEEPERS",
     "KINDS",
     "NETWORK",
+    "OWNED",
     "POOLED",
     "PROVIDERS",
     "PUBLIC",
@@ -147,6 +148,7 @@ NETWORK: Final = "containerkit.network"
 CONNECT: Final = "containerkit.network:connected_once"
 """Converts a description with a network into one that joins a namespace."""
 
+OWNED: Final = "containerkit.network.connect:owned"
 POOLED: Final = "containerkit.network.pool:pooled"
 """The module that keeps networks of one description ready."""
 

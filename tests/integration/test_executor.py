@@ -13,7 +13,20 @@ import time
 
 import pytest
 
-from containerkit import Limits, Mount, Namespaces, OutOfMemory, RootFS, SetupError, SpecError, executor
+from containerkit import (
+    PIPE,
+    Attach,
+    Container,
+    Limits,
+    Mount,
+    Namespaces,
+    Network,
+    OutOfMemory,
+    RootFS,
+    SetupError,
+    SpecError,
+    executor,
+)
 from containerkit.executor import ContainerExecutor, TaskError, TaskTimeout, WorkerLost, Zygote
 
 pytest.importorskip("cloudpickle")
@@ -396,6 +409,40 @@ def test_network_and_names_are_their_own(fresh):
         return socket.gethostname(), [name for _, name in socket.if_nameindex()]
 
     assert fresh.submit(look).result() == ("container", ["lo"])
+
+
+ANSWER = (
+    "import socket; s = socket.create_server(('', 80)); print(flush=True)\nwhile True: s.accept()[0].send(b'hello')"
+)
+
+
+def test_tasks_of_each_isolation_are_on_a_network():
+    def ask():
+        import socket
+
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        except PermissionError:
+            return socket.create_connection(("server", 80), 10).recv(5)
+        return b"a raw socket"
+
+    with (
+        Network("tasks", internal=True).open() as net,
+        Container(network=Attach(net, aliases=["server"])) as server,
+        server.popen(["python3", "-c", ANSWER], stdout=PIPE) as answering,
+        contextlib.ExitStack() as ending,
+    ):
+        ending.callback(answering.kill)
+        answering.stdout.readline()
+        for kind in ISOLATIONS:
+            with ContainerExecutor(1, isolation=kind, network=net) as made:
+                assert [made.submit(ask).result(20) for _ in range(2)] == [b"hello"] * 2, kind
+        assert len(net.inspect()["containers"]) == 1  # all others were released
+
+
+def test_tasks_with_containers_of_their_own_cannot_share_the_network_of_another_one():
+    with Container() as other, pytest.raises(SpecError, match="isolation='fork'"):
+        ContainerExecutor(1, network=other)
 
 
 def test_preload_path_and_environment(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from image_registry import Quiet, server
 from image_samples import BUSYBOX, busybox_root
 
-from containerkit import Container
+from containerkit import Container, Egress
 from containerkit.archive.compression import Plain
 from containerkit.errors import ExitError, ImageError, SpecError
 from containerkit.image import Build, Defaults, Digest, Image, Store
@@ -425,6 +425,8 @@ def test_build_commands_reach_the_outside_where_that_is_asked_for(store):
         build(store, text, egress=["example.org"])
     with pytest.raises(SpecError, match="egress: 'a b'"):
         build(store, text, network="internet", egress=["a b"])
+    with pytest.raises(SpecError, match="a list of texts"):
+        build(store, text, network="internet", egress=Egress.only("example.org"))
 
 
 def test_build_command_is_insecure_only_where_that_is_allowed(store):

@@ -14,6 +14,7 @@ import time
 import urllib.request
 import warnings
 from gc import collect
+from ipaddress import ip_address
 
 import pytest
 from test_programs import PATH, database_directory
@@ -418,7 +419,7 @@ def test_the_first_free_port_of_a_range_is_published(net):
             Container(network=net, publish=[ranged, Port(0, 81)]) as one,
             Container(network=net, publish=[ranged]) as other,
         ):
-            ports = {net.ports(each)[-1].host_port for each in (one, other)}
+            ports = {net.ports(each)[0].host_port for each in (one, other)}
             assert len(ports) == 2
             assert all(port < each <= port + 200 for each in ports)
         with pytest.raises(SetupError, match="Address already in use"):
@@ -1068,3 +1069,89 @@ def test_postgresql_with_a_published_port():
                 time.sleep(0.1)
             assert done.stdout == "500500\n"
             server.terminate()
+
+
+# --- Found by programs of newcomers
+
+
+def test_two_interfaces_of_a_network_cannot_have_one_mac(net):
+    mac = "02:11:22:33:44:55"
+    with Container(network=Attach(net, mac=mac)):
+        used = len(net._used)
+        with pytest.raises(StateError, match="another container has it"):
+            Container(network=Attach(net, mac=mac)).start()
+        assert len(net._used) == used
+    for own in (net.mac, "02:63:6b:40:00:01"):
+        with pytest.raises(StateError, match="the network itself has it"):
+            Container(network=Attach(net, mac=own)).start()
+    four = ip_address(net.gateways[0]).packed[:3].hex(":")
+    taken = [f"0a:58:{four}:{number:02x}" for number in range(2, 6)]
+    with Container(network=Attach(net, mac=taken[1])) as fixed, Container(network=net) as one, Container(network=net):
+        macs = [each["mac"] for each in net.inspect()["containers"]]
+        assert len(set(macs)) == len(macs) == 3
+        assert fixed.run(["ping", "-c", "1", "-W", "5", net.addresses(one)[0]]).returncode == 0
+    with Container(network=Attach(net, mac=mac)):
+        pass
+
+
+def test_reserved_addresses_are_named_for_what_they_are():
+    with Network("reserved", subnets=["10.231.8.0/24"]).open() as net:
+        for address, kind in (("0", "the network's own"), ("1", "the gateway's"), ("255", "for broadcasts")):
+            with pytest.raises(SpecError, match=f"10.231.8.{address}: it is {kind}"):
+                Container(network=Attach(net, addresses=[f"10.231.8.{address}"])).start()
+
+
+def test_ports_are_told_in_the_order_in_which_they_were_asked_for(net):
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        number = busy.getsockname()[1]
+        wanted = [Port(number, 80, last=min(number + 20, 65_535)), Port(0, 81), Port(0, 82, "udp")]
+        with Container(network=net, publish=wanted) as container:
+            assert [each.container_port for each in net.ports(container)] == [80, 81, 82]
+
+
+def test_a_port_of_an_internal_network_can_be_published():
+    with Network("inside", internal=True).open() as net:
+        ports = [Port(0, 80, host=host) for host in ("127.0.0.1", "0.0.0.0", "::1")]
+        with Container(network=net, publish=ports) as web, serving(web):
+            for port, host in zip(net.ports(web), ("127.0.0.1", files.own_address(), "[::1]"), strict=True):
+                with urllib.request.urlopen(f"http://{host}:{port.host_port}/", timeout=10) as answer:
+                    assert answer.status == 200
+
+
+def test_a_container_is_on_a_network_only_once():
+    with pytest.raises(SpecError, match="different networks"):
+        Container(network=[Network("twice"), Network("twice")])
+
+
+def test_containers_with_a_fixed_port_cannot_be_kept_ready(net):
+    for options in ({"network": net, "publish": [Port(8080, 80)]}, {"network": Attach(net, mac="02:00:00:00:00:09")}):
+        with pytest.raises(SpecError, match="only one container can have its fixed port"):
+            Container.prepare(ready=2, **options)
+    with Container.prepare(ready=1, network=net, publish=[Port(0, 80)]) as template:
+        assert template.run(["true"]).returncode == 0
+
+
+def test_large_datagrams_to_a_published_port_leave_the_hosts_loopback_as_it_was():
+    """A network with a smaller MTU than the link: the first datagram in between was refused, and lowered the MTU."""
+    echo = (
+        "import socket; s = socket.socket(2, 2); s.bind(('', 53)); print(flush=True)\n"
+        "while True:\n    data, who = s.recvfrom(65535); s.sendto(data, who)"
+    )
+    host = f"127.{os.getpid() % 250 + 2}.7.7"
+    with (
+        Network("small", mtu=1280).open() as net,
+        Container(network=net, publish=[Port(0, 53, "udp", host=host)]) as server,
+        server.popen(["python3", "-c", echo], stdout=-1) as running,
+        contextlib.ExitStack() as ending,
+    ):
+        ending.callback(running.kill)
+        running.stdout.readline()
+        (port,) = net.ports(server)
+        for size in (1, 1252, 1253, 1400, 1472, 1473, 9000, 60_000):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(5)
+                client.connect((host, port.host_port))
+                client.send(bytes(size))
+                assert len(client.recv(65_535)) == size
+        shown = subprocess.run(["ip", "route", "get", host], capture_output=True, text=True, check=True).stdout
+        assert "mtu" not in shown

@@ -12,8 +12,10 @@ from containerkit.network import dns
 
 
 class NameServer:
-    def __init__(self, names: dict[str, tuple[str, ...]], *, long: bool = False, address: str = "") -> None:
-        self.names, self.long = names, long
+    def __init__(
+        self, names: dict[str, tuple[str, ...]], *, long: bool = False, address: str = "", only_udp: bool = False
+    ) -> None:
+        self.names, self.long, self.only_udp = names, long, only_udp
         self.asked: list[str] = []
         self.streams = 0
         while True:
@@ -65,6 +67,8 @@ class NameServer:
                 if len(data) < 3:
                     return
                 self.streams += 1
+                if self.only_udp:
+                    continue
                 reply = self._answer(data[2:])
                 accepted.sendall(struct.pack(">H", len(reply)) + reply)
 

@@ -385,6 +385,17 @@ def test_answer_too_long_for_udp_comes_by_tcp(where):
         assert where.reaches("c1", FOUR, 80)
 
 
+def test_question_by_tcp_is_answered_even_if_the_server_answers_only_by_udp(where):
+    with NameServer({"short.test": (FOUR,)}, only_udp=True) as server:
+        by_name(where, server, Egress.only("short.test"))
+        assert ask(where, "c1", "short.test", stream=True) == (0, [FOUR])
+        assert server.streams == 1
+        assert where.reaches("c1", FOUR, 80)
+    with NameServer({"long.test": (FOUR,)}, only_udp=True, long=True) as server:
+        by_name(where, server, Egress.only("long.test"))
+        assert ask(where, "c1", "long.test", stream=True) == (dns.SERVER_FAILURE, [])
+
+
 # --- Names of containers
 
 

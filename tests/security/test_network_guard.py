@@ -28,6 +28,22 @@ def ipv4(protocol, payload):
     return lab.ethernet(MAC, 0x0800, head + payload)
 
 
+def error4(kind, to, size=28, *, more=0):
+    """Return an ICMP error about a packet of a neighbour's to some address, or only its first bytes."""
+    quoted = struct.pack(">BBHHHBBH", 0x45, 0, 28, 0, 0, 64, 17, 0) + socket.inet_aton("10.88.0.6")
+    quoted += socket.inet_aton(to) + struct.pack(">HHHH", 1000, 53, 8, 0)
+    body = bytes((*kind, 0, 0, 0, 0, 2, 88)) + quoted
+    frame = ipv4(1, (body[:2] + struct.pack(">H", lab.checksum(body)) + body[4:])[: 8 + size])
+    head = frame[14:20] + struct.pack(">H", more << 13) + frame[22:24] + bytes(2) + frame[26:34]
+    return frame[:14] + head[:10] + struct.pack(">H", lab.checksum(head)) + head[12:] + frame[34:]
+
+
+def error6(kind, to):
+    quoted = struct.pack(">IHBB", 0x60000000, 8, 17, 64) + socket.inet_pton(socket.AF_INET6, "fd00:88::6")
+    quoted += socket.inet_pton(socket.AF_INET6, to) + struct.pack(">HHHH", 1000, 53, 8, 0)
+    return lab.icmp6(MAC, "fd00:88::5", "ff02::1", bytes((*kind, 0, 0, 0, 0, 5, 0)) + quoted)
+
+
 def ipv6(protocol, payload):
     head = struct.pack(">IHBB", 0x60000000, len(payload), protocol, 64)
     head += socket.inet_pton(socket.AF_INET6, LOCAL) + socket.inet_pton(socket.AF_INET6, "ff02::1")
@@ -54,6 +70,12 @@ ATTACKS = {
         MAC, "::", "ff02::1", bytes((135, 0)) + bytes(6) + bytes.fromhex("fd000088") + bytes(11) + b"\6"
     ),
     "a redirect, v4": ipv4(1, bytes((5, 1)) + bytes(2) + bytes((10, 88, 0, 5)) + bytes(28)),
+    "an error: a neighbour's port is closed": error4((3, 3), "10.88.0.1"),
+    "an error: a neighbour's packet is too large": error4((3, 4), "198.51.100.7"),
+    "an error: a neighbour's packet expired": error4((11, 0), "10.88.0.7"),
+    "the start of an error in fragments": error4((3, 4), "198.51.100.7", 0, more=1),
+    "an error, v6: a neighbour's port is closed": error6((1, 4), "fd00:88::1"),
+    "an error, v6: a neighbour's packet is too large": error6((2, 0), "2001:db8::7"),
     "an answer of DHCP": ipv4(17, struct.pack(">HHHH", 67, 68, 248, 0) + b"\2\1\6\0" + bytes(236)),
     "an answer of DHCP, v6": ipv6(17, struct.pack(">HHHH", 547, 546, 16, 0) + b"\7\1\2\3" + bytes(4)),
     "a query for members of a group": lab.icmp6(MAC, LOCAL, "ff02::1", bytes((130, 0)) + bytes(22)),
@@ -68,6 +90,8 @@ ATTACKS = {
 
 FAIR = {
     "its own ARP": lab.arp(MAC, MAC, "10.88.0.5", "10.88.0.6", 1),
+    "an error about a packet to it": error4((3, 3), "10.88.0.5"),
+    "an error about a packet to it, v6": error6((1, 4), "fd00:88::5"),
     "its own datagram": lab.udp4(MAC, "10.88.0.5", "10.88.255.255"),
     "its own advertisement": lab.icmp6(MAC, "fd00:88::5", "ff02::1", lab.advertisement("fd00:88::5", MAC)),
 }

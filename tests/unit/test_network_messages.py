@@ -141,6 +141,10 @@ def test_rule_by_name_with_too_many_ports_is_refused():
         check_named(Egress.only("a.test:1000-2000"))
     with pytest.raises(SpecError, match=r"is a URL; name its host"):
         Egress.only("https://a.test/")
+    with pytest.raises(SpecError, match="the protocol is /tcp or /udp"):
+        Egress.only("a.test:443/icmp")
+    with pytest.raises(SpecError, match=r"without rules all are allowed, or name '\*\.example\.com'"):
+        Egress.only("*")
     check_named(Egress.only("198.51.100.0/24:1000-2000", "a.test:1000-1255"))
 
 

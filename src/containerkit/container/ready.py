@@ -13,6 +13,7 @@ from containerkit.container.captured import FOREVER, Captured
 from containerkit.errors import SpecError
 from containerkit.plan.program import Program
 from containerkit.pool.background import Supply
+from containerkit.spec.network import Attach
 from containerkit.start.cgroup import account
 from containerkit.start.context import StartContext, programs, sources
 
@@ -42,7 +43,14 @@ def why_not_kept_ready(spec: Spec, command: Command | None) -> str | None:
         return "a fuse-overlayfs process serves its root"
     if _native.interpreter().Run is None:
         return "the compiled module is missing"
+    if any(port.host_port for port in spec.publish) or _has_fixed_address(spec.network):
+        return "only one container can have its fixed port, address or MAC"
     return why_not_held(spec, command)
+
+
+def _has_fixed_address(network: object) -> bool:
+    listed = network if isinstance(network, tuple) else (network,)
+    return any(isinstance(each, Attach) and bool(each.addresses or each.mac) for each in listed)
 
 
 class Ready:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
+from containerkit import late
 from containerkit._native import constants as k
 from containerkit.compile import process as steps
 from containerkit.container.arguments import describe
@@ -135,6 +136,8 @@ class Zygote(Closing):
             self._user = self._nursery.namespace(Kind.USER)
             if isolation == "container":
                 self._fresh = build({**shared, "namespaces": attrs.evolve(self.spec.namespaces, user=self._user)})
+                if self._fresh.wishes_for_network:  # a fork can only enter what its user namespace owns
+                    self._fresh = late.load(late.OWNED)(self._fresh, self._user)
         except BaseException:
             self.close()
             raise

@@ -162,13 +162,17 @@ class Attendant:
         """Set which names a container may ask for, and which servers answer; see :meth:`Resolver.set_policy`."""
         self.resolver.set_policy(token, servers, egress, peers)
 
-    def publish(self, port: Port, addresses: Sequence[str], over: Wire | None = None) -> Published:
+    def publish(
+        self, port: Port, addresses: Sequence[str], over: Wire | None = None, *, internal: bool = False
+    ) -> Published:
         """Publish a port of a container.
 
         Args:
             port: the port.
             addresses: the addresses of the container.
             over: its interface, if its connections may take the short way.
+            internal: whether its network is internal. The host has no route to such a network, so the packets are
+                spliced.
 
         Raises:
             SetupError: the port can't be bound; see :class:`Published`.
@@ -183,7 +187,7 @@ class Attendant:
             addresses,
             splicer=self._splicer,
             in_router=self._in_router,
-            rules=self._host_rules,
+            rules=None if internal else self._host_rules,
             short_way=way,
         )
 

@@ -19,9 +19,9 @@ from containerkit._linux.hostroot import HOSTNAME
 from containerkit.errors import SpecError, StateError
 from containerkit.namespace import Kind
 from containerkit.network import elsewhere, files
-from containerkit.network.endpoint import Endpoint, may_take_short_way, plan_of
+from containerkit.network.endpoint import Endpoint, make_owned, may_take_short_way, plan_of
 from containerkit.network.live import Claim, LiveNetwork
-from containerkit.network.making import Making
+from containerkit.network.making import Made, Making
 from containerkit.plan.tape import Plan
 from containerkit.spec.network import CNI, OTHER, Attach, Macvlan, Network, Port, host_name
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from containerkit.container.lifecycle import Container
+    from containerkit.namespace import Namespace
+    from containerkit.network.endpoint import Wire
     from containerkit.network.published import Published
     from containerkit.network.resolver import Peer
     from containerkit.network.router import Router
@@ -36,7 +38,17 @@ if TYPE_CHECKING:
     from containerkit.spec.container import Spec
     from containerkit.spec.network import DNS, Egress
 
-__all__ = ["Connection", "Connector", "as_names", "connected", "connected_once", "joining", "restrict", "shared"]
+__all__ = [
+    "Connection",
+    "Connector",
+    "as_names",
+    "connected",
+    "connected_once",
+    "joining",
+    "owned",
+    "restrict",
+    "shared",
+]
 
 _INTERNET: Final = Network("internet", isolated=True)
 """The network of ``network="internet"``: containers on it reach the outside but not each other."""
@@ -77,6 +89,7 @@ class Connector:
         sysctls: parameters of the network namespace, by their path below ``net``.
         has_default_route: whether one of these networks may have its default route.
         latest: the plan of the last container's namespace.
+        owner: the user namespace that owns the network namespace (default: that of the router).
     """
 
     attached: tuple[tuple[LiveNetwork, Attach], ...]
@@ -87,6 +100,7 @@ class Connector:
     sysctls: dict[str, str]
     has_default_route: bool = True
     latest: list[Program] = attrs.field(factory=list)
+    owner: Namespace | None = None
 
     @property
     def router(self) -> Router:
@@ -115,27 +129,39 @@ class Connector:
         router = self.router
         token = object()
         with ExitStack() as undo:
-            making = Making(router, self.sysctls, self.latest[-1] if self.latest else None)
-            undo.callback(making.close)
+            making = None if self.owner is not None else Making(router, self.sysctls, *self.latest)
+            if making is not None:
+                undo.callback(making.close)
             claims = self._claims(undo)
             addresses = tuple(text for claim in claims for text in claim.addresses)
             self._permit(router, claims, addresses, undo)
-            self.latest[:] = [making.go_on(tuple(claim.wire for claim in claims))]
-            made = Connection.owning(making, token, claims, self.dns, self.egress)
+            namespace = self._namespace(making, tuple(claim.wire for claim in claims), undo)
+            made = Connection.owning(namespace, token, claims, self.dns, self.egress)
             attendant = router.attendant
             undo.callback(router.while_open, attendant.remove_container, token)
             made.attend()
             outward = next((claim for claim in claims if claim.wire.has_default_route), claims[0])
-            over = outward.wire if may_take_short_way(outward.wire, self.egress) else None
+            internal = outward.live.network.internal
+            over = outward.wire if not internal and may_take_short_way(outward.wire, self.egress) else None
             for port in sorted(self.ports, key=lambda each: each.last is not None):  # ranges avoid the others
-                published = attendant.publish(port, outward.addresses, over)
+                published = attendant.publish(port, outward.addresses, over, internal=internal)
                 made.published.append(published)
                 undo.callback(published.close)
                 if port.fd is not None:
                     made.sockets[port.fd] = fd_inside = _listening(published)
                     undo.callback(os.close, fd_inside)
+            made.published.sort(key=lambda each: self.ports.index(each.port))
             made.ending = undo.pop_all()
             return made
+
+    def _namespace(self, making: Making | None, wires: tuple[Wire, ...], undo: ExitStack) -> Making | Made:
+        if making is not None:
+            self.latest[:] = [making.go_on(wires)]
+            return making
+        assert self.owner is not None
+        made = Made(make_owned(self.router, wires, self.sysctls, self.owner.fileno()))
+        undo.callback(made.close)
+        return made
 
     def _claims(self, undo: ExitStack) -> list[Claim]:
         claims: list[Claim] = []
@@ -186,11 +212,16 @@ class Connection(Endpoint):
     sockets: dict[int, int] = attrs.field(factory=dict)
     ending: ExitStack = attrs.field(factory=ExitStack)
 
-    making: Making | None = None
+    making: Making | Made | None = None
 
     @classmethod
     def owning(
-        cls, making: Making, token: object, claims: list[Claim], dns: DNS | None = None, egress: Egress | None = None
+        cls,
+        making: Making | Made,
+        token: object,
+        claims: list[Claim],
+        dns: DNS | None = None,
+        egress: Egress | None = None,
     ) -> Connection:
         """Return a connection to the namespace that is being made. Its ``ending`` must close that."""
         return cls(
@@ -325,6 +356,24 @@ def attached_to(attachments: Iterable[Attach]) -> tuple[tuple[LiveNetwork, Attac
     if any(live.router is not attached[0][0].router for live, _ in attached):
         raise StateError("networks: one container can't be on networks of different processes")
     return attached
+
+
+def owned(spec: Spec, owner: Namespace) -> Spec:
+    """Return the result of :func:`connected`, in which a user namespace owns the network namespace.
+
+    Raises:
+        SpecError: this is not possible for such a network.
+    """
+    known = connected(spec)
+    choice = known.namespaces.network
+    if choice in ("new", "host"):
+        return known
+    if not isinstance(choice, Connector):
+        raise SpecError(
+            "network: with a container for each task it must be one that this process has open, or 'internet'; pass "
+            "isolation='fork' for another one"
+        )
+    return attrs.evolve(known, namespaces=attrs.evolve(known.namespaces, network=attrs.evolve(choice, owner=owner)))
 
 
 def as_names(hostname: str | None) -> tuple[str, ...]:

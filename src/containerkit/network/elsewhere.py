@@ -93,6 +93,8 @@ def _pidfd(name: str) -> int:
 
 def _unknown(name: str) -> StateError:
     hint = "only detached containers, and those started with an id, can be found"
+    if running.directory() is None:
+        hint += ", and only if XDG_RUNTIME_DIR names a directory: log in through a session manager, or set it"
     return StateError(f"network container:{name}: no container of that name runs; {hint}")
 
 

@@ -12,11 +12,13 @@ from containerkit import _native
 from containerkit._native import constants as k
 from containerkit.namespace import Kind, Namespace
 from containerkit.network import links
-from containerkit.network.router import ALL_GROUPS, UPLINK_MTU, entering, has_ipv6, write_sysctl
+from containerkit.network.router import ALL_GROUPS, UPLINK_MTU, entering
+from containerkit.network.sysctls import has_ipv6, write_sysctl
 from containerkit.plan import calls
 from containerkit.plan.operation import Block, Operation, Slot
 from containerkit.plan.program import Program
 from containerkit.plan.tape import Plan
+from containerkit.start.staging import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,12 +26,25 @@ if TYPE_CHECKING:
     from containerkit.network.router import Router
     from containerkit.spec.network import Egress
 
-__all__ = ["OWN", "OWNER", "Endpoint", "Wire", "join", "may_take_short_way", "messages", "plan_of", "shape"]
+__all__ = [
+    "OWN",
+    "OWNER",
+    "Endpoint",
+    "Wire",
+    "join",
+    "make_owned",
+    "may_take_short_way",
+    "messages",
+    "plan_of",
+    "shape",
+]
 
+_PROC: Final = Slot("proc")
 _ROUTER: Final = Slot("net")
 OWNER: Final = Slot("owner")
 OWN: Final = Slot("endpoint")
 """The descriptor of the container's network namespace."""
+_USER: Final = Slot("user namespace")
 _THERE: Final = Slot("router's rtnetlink")
 _HERE: Final = Slot("rtnetlink")
 _SIOCGSKNS: Final = 0x894C
@@ -46,6 +61,7 @@ _SETTINGS6: Final = {
 }
 
 
+_LAST_OF_RANGE: Final = 65_535
 _ALL_GROUPS_BEFORE_6_5: Final = 2**31 - 1
 _OF_ONE: Final = {"accept_ra": "0", "addr_gen_mode": "1"}
 
@@ -233,6 +249,39 @@ def join(router: Router, wire: Wire, namespace: int) -> None:
     except BaseException:
         remove_port(router, wire.port)
         raise
+
+
+def make_owned(router: Router, wires: Iterable[Wire], sysctls: Mapping[str, str], owner: int) -> int:
+    """Make the network namespace of a container so that another user namespace owns it.
+
+    A process with privileges only in that user namespace can enter it, such as an interpreter that enters its container
+    by itself.
+
+    Args:
+        router, wires, sysctls: as for :func:`make`.
+        owner: a descriptor of the user namespace.
+
+    Raises:
+        SetupError: an operation failed; nothing is left behind.
+    """
+    steps = [
+        *entering(privileged=router.privileged),
+        calls.setns(_USER, k.CLONE_NEWUSER, "user namespace of the container"),
+        calls.unshare(k.CLONE_NEWNET, "network namespace", _HINT),
+        calls.open_at(_PROC, b"thread-self/ns/net", k.O_RDONLY, OWN),
+        *settings_of(sysctls, _LAST_OF_RANGE),
+        *calls.netlink_socket(0, _HERE),
+        links.set_up(_HERE, "lo", 1),
+        calls.close(_HERE),
+    ]
+    fd = opened(steps, {**router.inputs(), _USER.name: owner}, (OWN.name,)).pop()
+    try:
+        for wire in wires:
+            join(router, wire, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def remove_port(router: Router, port: str) -> None:

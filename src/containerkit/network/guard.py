@@ -1,8 +1,8 @@
 """The guard of a router's bridges: only frames with the port's own MAC and addresses pass from a port.
 
 It filters the frames that containers send, before all other rules. It drops spoofed sources, answers for addresses of
-others (ARP, neighbour advertisements), router advertisements, redirects, DHCP answers, multicast queries, and all
-frames that are neither ARP nor IP.
+others (ARP, neighbour advertisements), router advertisements, redirects, errors about packets to others, DHCP answers,
+multicast queries, and all frames that are neither ARP nor IP.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ GROUP: Final = 1  # the log group of refused packets, in the router's namespace
 
 _ADDRESS: Final = {4: 7, 6: 8}  # nft's types: ipv4_addr, ipv6_addr
 _MAC, _ETHERTYPE, _IFNAME = 9, 10, 41
+_ERRORS: Final = (3, 4, 11, 12)
+"""The errors of ICMP: unreachable, source quench, time exceeded, parameter problem. In ICMPv6 they are below 128."""
 
 
 def ifname(name: str) -> bytes:
@@ -55,7 +57,7 @@ def table() -> list[Message]:
     ]
     made = [nft.table(family, NAME)]
     made += [nft.new_set(family, NAME, each, number) for number, each in enumerate(sets, 1)]
-    made += [nft.chain(family, NAME, name) for name in ("spoofed", "arp", "ip", "ip6")]
+    made += [nft.chain(family, NAME, name) for name in ("spoofed", "arp", "icmp", "ip", "ip6")]
     made.append(nft.chain(family, NAME, "prerouting", Hook("filter", nft.PREROUTING, -300, nft.DROP)))
     kinds = ((0x0806, "arp"), (0x0800, "ip"), (0x86DD, "ip6"))
     jumps = [Element(struct.pack(">H", number), data=nft.verdict(nft.GOTO, name)) for number, name in kinds]
@@ -67,10 +69,11 @@ def table() -> list[Message]:
             e.meta(e.PROTOCOL) + e.lookup("kinds", into=-1),
         ],
         "arp": _arp(),
+        "icmp": _icmp(),
         "ip": [
-            _of(1, 0, b"\x05") + e.end_with(nft.GOTO, "spoofed"),  # a redirect
+            e.meta(e.L4PROTO) + e.compare(b"\x01") + e.end_with(nft.GOTO, "icmp"),
             _of(17, 0, b"\0\x43") + e.end_with(nft.GOTO, "spoofed"),  # an answer of DHCP
-            port + e.payload(e.NETWORK, 12, 4, 4) + e.lookup("sources4") + e.end_with(nft.ACCEPT),
+            _own_source(4) + e.end_with(nft.ACCEPT),
         ],
         "ip6": _ip6(),
         # When a container ends, the kernel leaves its multicast groups after its addresses are gone. This is not an
@@ -95,6 +98,32 @@ def _of(protocol: int, offset: int, content: bytes) -> bytes:
     return kind + e.payload(e.TRANSPORT, offset, len(content)) + e.compare(content)
 
 
+def _own_source(version: int) -> bytes:
+    place, length = {4: (12, 4), 6: (8, 16)}[version]
+    return e.meta(e.IIFNAME) + e.payload(e.NETWORK, place, length, 4) + e.lookup(f"sources{version}")
+
+
+def _own_quoted(version: int) -> bytes:
+    """Match an error about a packet to one of the port's own addresses. Source: RFC 792; RFC 4443, 3.
+
+    An error about another packet would end a neighbour's connection, or lower the MTU that it believes in. The start of
+    a fragmented error lacks the packet and does not match.
+    """
+    place, length = {4: (8 + 16, 4), 6: (8 + 24, 16)}[version]
+    return e.meta(e.IIFNAME) + e.payload(e.TRANSPORT, place, length, 4) + e.lookup(f"sources{version}")
+
+
+def _icmp() -> list[bytes]:
+    kinds = [e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((number,))) for number in _ERRORS]
+    return [
+        *(kind + _own_quoted(4) + _own_source(4) + e.end_with(nft.ACCEPT) for kind in kinds),
+        *(kind + e.end_with(nft.GOTO, "spoofed") for kind in kinds),
+        e.payload(e.TRANSPORT, 0, 1) + e.compare(b"\x05") + e.end_with(nft.GOTO, "spoofed"),  # a redirect
+        _own_source(4) + e.end_with(nft.ACCEPT),
+        e.end_with(nft.GOTO, "spoofed"),
+    ]
+
+
 def _arp() -> list[bytes]:
     # only Ethernet and IPv4; the sender's MAC and address in the message must be those of the port
     form = e.payload(e.NETWORK, 0, 6) + e.compare(bytes.fromhex("000108000604"))
@@ -111,6 +140,7 @@ def _ip6() -> list[bytes]:
     own_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6")
     foreign_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6", inverted=True)
     unspecified = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
+    error = e.meta(e.L4PROTO) + e.compare(b"\x3a") + e.payload(e.TRANSPORT, 0, 1) + e.mask(b"\x80") + e.compare(b"\0")
     return [
         # Multicast reports. No querier is here, so the bridge would flood each to all its ports.
         *(kind(number) + e.end_with(nft.DROP) for number in (131, 132, 143)),
@@ -120,7 +150,9 @@ def _ip6() -> list[bytes]:
         kind(136) + foreign_target + e.end_with(nft.GOTO, "spoofed"),
         # from the unspecified address: duplicate address detection
         unspecified + kind(135) + own_target + e.end_with(nft.ACCEPT),
-        port + e.payload(e.NETWORK, 8, 16, 4) + e.lookup("sources6") + e.end_with(nft.ACCEPT),
+        error + _own_quoted(6) + _own_source(6) + e.end_with(nft.ACCEPT),
+        error + e.end_with(nft.GOTO, "spoofed"),
+        _own_source(6) + e.end_with(nft.ACCEPT),
         e.end_with(nft.GOTO, "spoofed"),
     ]
 

@@ -179,9 +179,11 @@ def _join(connection: socket.socket, request: dict[str, Any], live: LiveNetwork,
     with ExitStack() as stack:
         made = later.join(live, _how(live, request), handle, who, names, position=position, out=out)
         stack.callback(made.close)
-        over = made.claim.wire if may_take_short_way(made.claim.wire, egress) else None
+        inner = live.network.internal
+        over = made.claim.wire if not inner and may_take_short_way(made.claim.wire, egress) else None
         for port in request["ports"]:
-            stack.callback(live.router.attendant.publish(Port(**port), made.claim.addresses, over).close)
+            published = live.router.attendant.publish(Port(**port), made.claim.addresses, over, internal=inner)
+            stack.callback(published.close)
         answer = {"addresses": list(made.claim.addresses), "leads_out": made.claim.wire.has_default_route}
         send(connection, answer)
         _hold(connection, made)

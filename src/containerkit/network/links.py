@@ -50,6 +50,7 @@ _PERMANENT: Final = 0x80
 _ONLINK: Final = 4
 _MAIN_TABLE, _BOOT, _STATIC = 254, 3, 4
 _LINK_SCOPE: Final = 253
+_METRICS, _METRIC_MTU = 8, 2
 _MODES: Final = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 _TICKS_PER_US: Final = 15.625
 """Ticks of the packet scheduler, 64 ns each. Source: PSCHED_SHIFT in the kernel's include/net/pkt_sched.h."""
@@ -214,7 +215,14 @@ def address(socket: Slot, index: int, text: str, name: str) -> Operation:
 
 
 def route(
-    socket: Slot, index: int, subnet: str, name: str, *, via: str | None = None, source: str | None = None
+    socket: Slot,
+    index: int,
+    subnet: str,
+    name: str,
+    *,
+    via: str | None = None,
+    source: str | None = None,
+    mtu: int | None = None,
 ) -> Operation:
     """Route a subnet to an interface.
 
@@ -224,8 +232,10 @@ def route(
         subnet: such as ``10.9.0.0/24``.
         via: the next hop, which need not be in a subnet of the interface.
         source: the source address that the host itself uses (default: the kernel's choice).
+        mtu: bytes of the largest packet (default: the interface's MTU).
     """
-    return _route(socket, _NEWROUTE, CREATE | EXCLUDE, (index, subnet, name, via, source))
+    metrics = b"" if mtu is None else attribute(_METRICS | _NESTED, _number(_METRIC_MTU, mtu))
+    return _route(socket, _NEWROUTE, CREATE | EXCLUDE, (index, subnet, name, via, source), metrics)
 
 
 def default_route(socket: Slot, index: int, via: str, name: str) -> Operation:
@@ -238,7 +248,9 @@ def gone_route(socket: Slot, index: int, subnet: str, name: str, *, tolerate: tu
     return _route(socket, _DELROUTE, 0, (index, subnet, name, None, None))._replace(tolerate=tolerate)
 
 
-def _route(socket: Slot, kind: int, how: int, what: tuple[int, str, str, str | None, str | None]) -> Operation:
+def _route(
+    socket: Slot, kind: int, how: int, what: tuple[int, str, str, str | None, str | None], metrics: bytes = b""
+) -> Operation:
     index, subnet, name, via, source = what
     network = ip_network(subnet)
     family = _INET if network.version == 4 else _INET6
@@ -248,7 +260,7 @@ def _route(socket: Slot, kind: int, how: int, what: tuple[int, str, str, str | N
     parts = [attribute(1, network.network_address.packed)] if network.prefixlen else []
     parts += [attribute(5, ip_address(via).packed)] if via else []
     parts += [attribute(7, ip_address(source).packed)] if source else []
-    parts.append(_number(4, index))
+    parts += [_number(4, index), metrics]
     verb = "RTM_NEWROUTE" if kind == _NEWROUTE else "RTM_DELROUTE"
     hop = f" via {via}" if via else ""
     return calls.netlink(socket, message(kind, how, body, *parts), f"{verb} {subnet}{hop} dev {name}")

@@ -15,6 +15,7 @@ from containerkit.network import endpoint, links, router
 from containerkit.network.host import outward_mtu
 from containerkit.network.leases import lease
 from containerkit.network.parsed import ip_address, ip_network
+from containerkit.network.sysctls import has_ipv6
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
 from containerkit.weak import WeakMembers
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "LiveNetwork"]
 
 _FIRST_INDEX: Final = 100
+_OWN_MACS: Final = "02:63:6b:"  # bridges and their ports
 _MOST_PORTS: Final = 1023
 """The largest number of ports of a bridge: BR_PORT_BITS in the kernel's net/bridge/br_private.h."""
 
@@ -85,6 +87,7 @@ class LiveNetwork(Closing):
         self._lock = threading.Lock()
         self._closed = True  # until it is open
         self._used: set[int] = set()
+        self._macs: set[str] = set()
         self._next = 0
         self._claims: dict[str, Claim] = {}
         self._leases: list[Lease] = []
@@ -96,7 +99,7 @@ class LiveNetwork(Closing):
             self.index = _FIRST_INDEX + number
             self.mac = f"02:63:6b:01:{number >> 8 & 0xFF:02x}:{number & 0xFF:02x}"
             for wanted in sorted(network.subnets, key=lambda text: text == "auto6" or ":" in text):
-                if wanted == "auto6" and not router.has_ipv6():
+                if wanted == "auto6" and not has_ipv6():
                     continue
                 self._leases.append(lease(wanted, shared=self.router.privileged))
                 undo.callback(self._leases[-1].release)
@@ -131,7 +134,7 @@ class LiveNetwork(Closing):
         self.router.run(steps)
         undo.callback(self._unmake)
         for subnet in () if self.network.internal else self.subnets:
-            self.router.add_route(subnet)
+            self.router.add_route(subnet, self.mtu)
             undo.callback(self.router.drop_route, subnet)
             if host_rules is not None:
                 host_rules.add_subnet(subnet)
@@ -155,7 +158,7 @@ class LiveNetwork(Closing):
             has_default_route: whether its default routes lead to this network.
 
         Raises:
-            StateError: the network was closed, or a fixed address is in use.
+            StateError: the network was closed, or a fixed address or MAC is in use.
             SpecError: a fixed address is not in the network's subnets.
             SetupError: no port or no address is left, or a packet filter of the host now drops forwarded packets.
         """
@@ -169,7 +172,8 @@ class LiveNetwork(Closing):
             number, fixed = self._place(attach)
             port = self.router.number()
             addresses = tuple(self._addresses(number, fixed))
-            mac = attach.mac or _mac_of(addresses, port)
+            mac = attach.mac or _mac_of(addresses, port, self._macs)
+            self._macs.add(mac)
             wire = endpoint.Wire(
                 bridge=self.bridge,
                 bridge_index=self.index,
@@ -194,7 +198,7 @@ class LiveNetwork(Closing):
             return claim
 
     def _place(self, attach: Attach) -> tuple[int, dict[int, str]]:
-        """Choose a free host number within the subnets, and check the fixed addresses."""
+        """Choose a free host number within the subnets, and check the fixed addresses and MAC."""
         fixed: dict[int, str] = {}
         for text in attach.addresses:
             version = ip_address(text).version
@@ -203,15 +207,23 @@ class LiveNetwork(Closing):
             if network is None or ip_address(text) not in network:
                 raise SpecError(f"address {text}: it is not in network {self.network.name} ({', '.join(self.subnets)})")
             offset = int(ip_address(text)) - int(network.network_address)
-            if offset < 2 or (version == 4 and offset >= network.num_addresses - 1):
-                raise SpecError(f"address {text}: it is the gateway's; choose another one in {subnet}")
+            last = network.num_addresses - 1 if version == 4 else -1
+            if (kind := {0: "the network's own", 1: "the gateway's", last: "for broadcasts"}.get(offset)) is not None:
+                raise SpecError(f"address {text}: it is {kind}; choose another one in {subnet}")
             if offset in self._used:
                 raise StateError(f"address {text}: another container of network {self.network.name} has it")
             fixed[version] = text
+        self._check_mac(attach.mac)
         taken = [int(ip_address(text)) - int(self._base(version)) for version, text in fixed.items()]
         number = taken[0] if len(fixed) == len(self.subnets) else self._free()
         self._used.update({number, *taken})
         return number, fixed
+
+    def _check_mac(self, mac: str | None) -> None:
+        """Refuse the fixed MAC of another interface: each of the two would get the other's packets."""
+        if mac is not None and (mac in self._macs or mac.startswith(_OWN_MACS)):
+            whose = "the network itself" if mac.startswith(_OWN_MACS) else "another container"
+            raise StateError(f"mac {mac}: {whose} has it on network {self.network.name}; choose another one")
 
     def _base(self, version: int) -> int:
         networks = (ip_network(each) for each in self.subnets)
@@ -245,6 +257,7 @@ class LiveNetwork(Closing):
         with self._lock:
             if self._claims.pop(claim.wire.port, None) is None:
                 return
+            self._macs.discard(claim.wire.mac)
             for text in claim.addresses:
                 self._used.discard(int(ip_address(text)) - self._base(ip_address(text).version))
 
@@ -375,8 +388,9 @@ class LiveNetwork(Closing):
         return f"<LiveNetwork {self.network.name}: {state}>"
 
 
-def _mac_of(addresses: tuple[str, ...], port: int) -> str:
-    """Return a unique MAC, derived from the IPv4 address."""
+def _mac_of(addresses: tuple[str, ...], port: int, used: set[str]) -> str:
+    """Return a unique MAC, derived from the IPv4 address unless a fixed MAC is equal."""
     four = next((text for text in addresses if ":" not in text), None)
-    own = ip_address(four.partition("/")[0]).packed if four else b"\xfe" + port.to_bytes(3, "big")
-    return "0a:58:" + own.hex(":")
+    other = "0a:58:" + (b"\xfe" + port.to_bytes(3, "big")).hex(":")
+    own = "0a:58:" + ip_address(four.partition("/")[0]).packed.hex(":") if four else other
+    return other if own in used else own

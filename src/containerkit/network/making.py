@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from containerkit.network.endpoint import Wire
     from containerkit.network.router import Router
 
-__all__ = ["Making"]
+__all__ = ["Made", "Making"]
 
 _GATES: Final = (k.STEP_AWAIT, k.STEP_RELEASE)
 _MOST_COMPILED: Final = 64
@@ -46,7 +46,7 @@ class Making:
         SetupError: the process could not be created.
     """
 
-    def __init__(self, router: Router, sysctls: Mapping[str, str], likely: Program | None) -> None:
+    def __init__(self, router: Router, sysctls: Mapping[str, str], likely: Program | None = None) -> None:
         self._router, self._sysctls = router, sysctls
         self._inputs = {**router.inputs(), endpoint.OWNER.name: own_pidfd()}
         self._wires: tuple[Wire, ...] = ()
@@ -139,4 +139,28 @@ class Making:
         if self._beside is not None:
             self._beside.end()
         self._beside = None  # closes the descriptors that it still has
+        close_all(self._fds)
+
+
+class Made:
+    """A network namespace that is complete: what a :class:`Making` is in the end.
+
+    Args:
+        fd: its descriptor, which this object owns.
+    """
+
+    awaited: Final = 0
+
+    def __init__(self, fd: int) -> None:
+        self._fds = [fd]
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fds[0]
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Close the descriptor. May be called twice."""
         close_all(self._fds)

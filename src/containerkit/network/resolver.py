@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -362,10 +363,13 @@ def _ask(asked: dns.Question, servers: Sequence[str], *, stream: bool) -> bytes 
     for _ in range(_ROUNDS):
         for server in servers:
             number = secrets.randbelow(1 << 16)
-            try:
+            reply = None
+            with suppress(OSError):
                 reply = _by_stream(asked, server, number) if stream else _by_datagram(asked, server, number)
-            except OSError:
-                continue
+            if reply is None and stream:  # some servers answer only by UDP
+                with suppress(OSError):
+                    reply = _by_datagram(asked, server, number)
+                reply = None if reply is None or dns.is_truncated(reply) else reply
             if reply is not None:
                 return reply
     return None

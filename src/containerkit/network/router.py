@@ -22,6 +22,7 @@ from containerkit.network import links
 from containerkit.network.forked import closed_in_children
 from containerkit.network.host import PREFIX, Forwarding
 from containerkit.network.parsed import ip_address
+from containerkit.network.sysctls import has_ipv6, write_sysctl
 from containerkit.plan import calls
 from containerkit.plan.operation import Operation, Slot
 from containerkit.plan.program import Program, proc
@@ -38,12 +39,13 @@ if TYPE_CHECKING:
     from containerkit.network.short_way import ShortWay
     from containerkit.spec.idmap import IdMapping
 
-__all__ = ["ALL_GROUPS", "UPLINK", "UPLINK_MTU", "Router", "current", "entering", "write_sysctl"]
+__all__ = ["ALL_GROUPS", "UPLINK", "UPLINK_MTU", "Router", "current", "entering"]
 
 UPLINK: Final = "up0"
 """The router's end of the link to the outside."""
 
 UPLINK_MTU: Final = 1500
+"""The MTU of that link."""
 
 ALL_GROUPS: Final = 2**32 - 2
 """The highest group id."""
@@ -75,36 +77,6 @@ _FORWARDING6: Final = {
 
 _BRIDGED: Final = tuple(f"bridge/bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables", "arptables"))
 """Bridged packets do not go through the rules for routed packets."""
-
-
-_READ_ONLY: Final = "networks need a writable /proc/sys; inside a container, start the outer one with it unmasked"
-
-
-def has_ipv6() -> bool:
-    """Return whether the kernel supports IPv6."""
-    return os.path.exists("/proc/sys/net/ipv6/conf/default/disable_ipv6")
-
-
-def write_sysctl(
-    name: str, value: str, *, tolerate: tuple[int, ...] = (), refused: tuple[int, ...] = ()
-) -> list[Operation]:
-    """Return the operations that write a parameter of the network namespace that they run in.
-
-    Args:
-        name: below ``net``, with slashes.
-        value: the value.
-        tolerate: errors of the open after which the write is skipped.
-        refused: errors of the write that count as success.
-    """
-    at = Slot("sysctl")
-    path = f"sys/net/{name}"
-    return [
-        calls.open_at(_PROC, path.encode(), k.O_WRONLY, at, target=path, tolerate=tolerate, hint=_READ_ONLY)._replace(
-            skip=2 if tolerate else 0
-        ),
-        calls.write(at, value.encode(), f"{path}={value}", tolerate=refused),
-        calls.close(at),
-    ]
 
 
 def entering(*, privileged: bool) -> list[Operation]:
@@ -337,14 +309,18 @@ class Router:
         with self.lock:
             return next(self._numbers)
 
-    def add_route(self, subnet: str) -> None:
-        """Route a subnet from the host to the router. Has no effect without privileges."""
+    def add_route(self, subnet: str, mtu: int) -> None:
+        """Route a subnet from the host to the router. Has no effect without privileges.
+
+        If the network's MTU is smaller than the link's, the host has to know: the router would refuse a datagram that
+        a published port redirected, and the host would then take the MTU for that of its loopback.
+        """
         if not self.uplink:
             return
         at = Slot("outside")
         index = socket.if_nametoindex(self.uplink)
         via = _ROUTER_NEXT6 if ":" in subnet else _ROUTER_NEXT
-        step = links.route(at, index, subnet, self.uplink, via=via)
+        step = links.route(at, index, subnet, self.uplink, via=via, mtu=mtu if mtu < UPLINK_MTU else None)
         self.run([*calls.netlink_socket(0, at), step, calls.close(at)])
         self._routed.add(subnet)
 

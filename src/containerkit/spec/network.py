@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_network
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
@@ -201,7 +202,8 @@ class Attach:
         network: a :class:`Network`, one that is open, or ``"internet"``.
         aliases: more names of the container on this network.
         addresses: fixed addresses, at most one of IPv4 and one of IPv6 (default: free ones).
-        mac: the fixed address of its interface (default: made from the IPv4 address).
+        mac: the fixed address of its interface, which no other interface of the network has (default: made from the
+            IPv4 address).
         rate: the highest rates of the interface (default unlimited).
         interface: the name of the interface inside (default eth0, eth1 and so on).
 
@@ -388,7 +390,11 @@ def network_choice(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         listed = tuple(each if isinstance(each, Attach) else Attach(each) for each in value)
         names = [each.interface for each in listed if each.interface]
-        if not listed or len(set(names)) != len(names) or len({id(each.network) for each in listed}) != len(listed):
+        if (
+            not listed
+            or len(set(names)) != len(names)
+            or any(one.network == two.network for one, two in combinations(listed, 2))
+        ):
             raise SpecError("network: several attachments must name different networks and different interfaces")
         return listed
     if isinstance(value, (Attach, Macvlan, CNI)) or is_network(value) or hasattr(value, "keep_until_stopped"):

@@ -216,8 +216,14 @@ def _reached(what: str) -> str:
     try:
         return str(ip_network(what))
     except ValueError as error:
+        if re.fullmatch(r"[^/]*[^/:]:[0-9-]+/[a-z]*", what):
+            raise SpecError(f"egress: {what!r:.100}: after a port, the protocol is /tcp or /udp") from None
         if "/" in what or re.fullmatch(r"[0-9.]+|.*:.*", what):
             raise SpecError(f"egress: {what!r:.100}: {error}") from None
+        if what == "*":
+            raise SpecError(
+                "egress: '*' is not a host name; without rules all are allowed, or name '*.example.com'"
+            ) from None
     star = "*." if what.startswith("*.") else ""
     return star + host_name(what.removeprefix("*."), "egress")
 

@@ -146,6 +146,8 @@ def _entitlements(_: object, __: object, value: ListOf[str]) -> None:
 def _egress(values: ListOf[str] | None) -> tuple[str, ...] | None:
     if values is None:
         return None
+    if isinstance(values, Egress):
+        raise SpecError("build: egress is a list of texts, such as ['pypi.org:443'], not an Egress")
     Egress.only(*sequence(values, "build: egress"))
     return tuple(values)
 
