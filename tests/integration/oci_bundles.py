@@ -228,6 +228,16 @@ def try_both_runtimes(metafunc):
         metafunc.parametrize("oci", [True, False], ids=["front", "python"], indirect=True)
 
 
+def try_python_alone(metafunc):
+    """Try the tests of a module with Python alone, which is forked: the program hands what they are about over to it.
+
+    The nightly run tries them with the program, too.
+    """
+    if "oci" in metafunc.fixturenames:
+        runtimes = [pytest.param(False, id="python"), pytest.param(True, id="front", marks=pytest.mark.slow)]
+        metafunc.parametrize("oci", runtimes, indirect=True)
+
+
 @pytest.fixture
 def oci(request, tmp_path, forked):
     """A runtime. Afterwards its containers, control groups and mounts must be gone."""
