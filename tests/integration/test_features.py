@@ -44,9 +44,7 @@ def test_probe_leaves_nothing_behind():
         return sorted(os.listdir("/proc/self/fd")), mountinfo.read(), cgroups(), sorted(os.listdir("/mnt"))
 
     others = children()
-    for _ in range(
-        5
-    ):  # other users of the machine mount something now and then; what a probe left would be there each time
+    for _ in range(5):  # others mount something now and then; what a probe left would be there each time
         before = seen()
         probe()
         if before == (after := seen()):
