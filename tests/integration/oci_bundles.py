@@ -203,11 +203,11 @@ def mounts_below(path):
         return [line for line in file if str(path) in line]
 
 
-def groups_named(name):
-    """Return the control groups of that name in any hierarchy."""
+def groups_named(*names):
+    """Return the control groups of these names in any hierarchy."""
     found = []
     for place, directories, _ in os.walk(HIERARCHIES):
-        found += [os.path.join(place, directory) for directory in directories if directory == name]
+        found += [os.path.join(place, directory) for directory in directories if directory in names]
     return found
 
 
@@ -228,6 +228,16 @@ def try_both_runtimes(metafunc):
         metafunc.parametrize("oci", [True, False], ids=["front", "python"], indirect=True)
 
 
+def try_python_alone(metafunc):
+    """Try the tests of a module with Python alone, which is forked: the program hands what they are about over to it.
+
+    The nightly run tries them with the program, too.
+    """
+    if "oci" in metafunc.fixturenames:
+        runtimes = [pytest.param(False, id="python"), pytest.param(True, id="front", marks=pytest.mark.slow)]
+        metafunc.parametrize("oci", runtimes, indirect=True)
+
+
 @pytest.fixture
 def oci(request, tmp_path, forked):
     """A runtime. Afterwards its containers, control groups and mounts must be gone."""
@@ -239,12 +249,11 @@ def oci(request, tmp_path, forked):
     left = [name for name in os.listdir(runtime.root) if name[0] != "."] if os.path.isdir(runtime.root) else []
     assert [] == left
     assert [] == mounts_below(tmp_path)
-    for name in {*names, ONE, TWO}:
-        found = groups_named(name)
-        for place in found:  # so that the next test does not fail
-            with contextlib.suppress(OSError):
-                os.rmdir(place)
-        assert found == [], found
+    found = groups_named(*names, ONE, TWO)
+    for place in found:  # so that the next test does not fail
+        with contextlib.suppress(OSError):
+            os.rmdir(place)
+    assert found == [], found
 
 
 as_root = [

@@ -10,12 +10,13 @@ import subprocess
 import sys
 
 import pytest
-from oci_bundles import ONE, TWO, as_root, bundle, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, TWO, as_root, bundle, oci, rootfs, try_python_alone  # noqa: F401 - fixtures
 
 from containerkit import PIPE, Container, Limits, StateError
 from containerkit.errors import SpecError
 
 pytestmark = as_root
+pytest_generate_tests = try_python_alone
 
 KINDS = {
     "mnt": "mount", "pid": "pid", "net": "network", "ipc": "ipc", "uts": "uts", "user": "user", "cgroup": "cgroup",

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from examples import examples
 
 from containerkit._linux import mountinfo
 from containerkit._native import calls, calls_seam
@@ -134,7 +135,7 @@ def busy():
 for _ in range(3):
     threading.Thread(target=busy, daemon=True).start()
 sys.setswitchinterval(1e-6)
-for _ in range(100):
+for _ in range(int(sys.argv[3])):
     pid = calls.clone()
     if pid == 0:
         os._exit(7)
@@ -151,7 +152,7 @@ os._exit(0)
 @pytest.mark.parametrize("how", ["plain", "audited"])
 def test_clone_beside_busy_threads_never_hangs(how):
     """At nearly every moment a thread has asked for the GIL. A hook is code of Python that runs amid calls of C."""
-    command = [sys.executable, "-c", BUSY, calls_seam.backend.__name__, how]
+    command = [sys.executable, "-c", BUSY, calls_seam.backend.__name__, how, f"{examples(ci=40, nightly=200)}"]
     assert 0 == subprocess.run(command, timeout=100).returncode
 
 

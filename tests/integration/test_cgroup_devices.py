@@ -4,6 +4,7 @@ import errno
 import os
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -82,7 +83,11 @@ RULES = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(ci=30, nightly=120),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(rules=st.lists(RULES, max_size=6))
 def test_verdicts_are_those_of_the_last_rule_that_decides(group, rules):
     attach_device_program(group, rules)

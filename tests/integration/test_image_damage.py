@@ -71,9 +71,13 @@ def names(image):
 WAYS = (by_import, by_load, by_add, by_unpacking)
 
 
+RATIO_FROM = 16 << 20
+"""From how many bytes on the stores of most tests look at the ratio: the default takes a bomb of a third of a second."""
+
+
 @pytest.fixture
-def store(tmp_path):
-    made = Store(tmp_path / "store")
+def store(request, tmp_path):
+    made = Store(tmp_path / "store", limits=getattr(request, "param", UnpackLimits(ratio_from=RATIO_FROM)))
     yield made
     assert made.verify() == ()
     assert os.listdir(tmp_path / "store/incoming") == []
@@ -153,22 +157,29 @@ def bomb(size):
 
 
 @pytest.fixture(scope="module")
-def large_bomb():
-    return bomb(300 << 20)
+def small_bomb():
+    return bomb(RATIO_FROM + (4 << 20))
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_bomb_is_refused_whichever_way_it_comes(tmp_path, store, way, large_bomb):
+def test_bomb_is_refused_whichever_way_it_comes(tmp_path, store, way, small_bomb):
     with pytest.raises(ImageError, match="decompression bomb"):
-        way(tmp_path, large_bomb, store)
+        way(tmp_path, small_bomb, store)
 
 
-def test_layer_of_a_docker_archive_is_bounded_too(tmp_path, store, large_bomb):
+@pytest.mark.parametrize("store", [UnpackLimits()], indirect=True, ids=["default"])
+def test_bomb_is_refused_by_default(tmp_path, store, small_bomb):
+    assert names(by_import(tmp_path, small_bomb, store)) == ["zeros"]
+    with pytest.raises(ImageError, match="decompression bomb"):
+        by_import(tmp_path, bomb(store.limits.ratio_from + (32 << 20)), store)
+
+
+def test_layer_of_a_docker_archive_is_bounded_too(tmp_path, store, small_bomb):
     buffer = io.BytesIO()
     config = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' % (b"0" * 64)
     manifest = b'[{"Config":"config.json","RepoTags":null,"Layers":["layer.tar"]}]'
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in {"config.json": config, "manifest.json": manifest, "layer.tar": large_bomb}.items():
+        for name, content in {"config.json": config, "manifest.json": manifest, "layer.tar": small_bomb}.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -187,9 +198,9 @@ def test_limits_of_the_store_hold_for_each_way(tmp_path, way, limits, told):
         way(tmp_path, content, Store(tmp_path / "store", limits=limits))
 
 
-def test_limits_of_the_store_can_be_raised(tmp_path, large_bomb):
-    store = Store(tmp_path / "store", limits=UnpackLimits(ratio=2000))
-    image = by_import(tmp_path, large_bomb, store)
+def test_limits_of_the_store_can_be_raised(tmp_path, small_bomb):
+    store = Store(tmp_path / "store", limits=UnpackLimits(ratio=2000, ratio_from=RATIO_FROM))
+    image = by_import(tmp_path, small_bomb, store)
     assert names(image) == ["zeros"]
     (tmp_path / "into").mkdir()
     strict = Image(

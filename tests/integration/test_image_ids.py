@@ -1,5 +1,6 @@
 """Images of an unprivileged user with ranges of ids: files have their owners inside, and ids of the ranges on disk."""
 
+import functools
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ pytestmark = [
 ]
 
 
+@functools.cache
 def user_python(paths):
     for program in (sys.executable, "/usr/bin/python3"):
         command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]

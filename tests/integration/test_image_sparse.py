@@ -12,6 +12,7 @@ import tarfile
 import time
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_archives import unpack
@@ -188,7 +189,9 @@ def test_sparse_file_in_a_layer_is_unpacked_by_umoci(tmp_path):
     assert same(tmp_path / "f", tmp_path / "b/rootfs/d/f")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(ci=25, nightly=60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.integers(16 * MIB, 24 * MIB),
     st.lists(st.tuples(st.integers(0, 24 * MIB), st.integers(1, 3 * MIB)), max_size=5),

@@ -95,7 +95,7 @@ def _entry(name, kind, mode):
 _entries = st.builds(_entry, _NAMES, st.sampled_from(["file", "directory", "whiteout", "opaque", "symlink"]), _MODES)
 
 
-@settings(max_examples=examples(ci=100, nightly=1000), deadline=None, derandomize=True,
+@settings(max_examples=examples(ci=50, nightly=1000), deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 @given(layers=st.lists(st.lists(_entries, min_size=1, max_size=5), min_size=2, max_size=6), few=st.integers(1, 5))
 @pytest.mark.timeout(600)

@@ -446,7 +446,7 @@ def test_memory_that_is_used_up_costs_the_state_only():
 def test_fork_bomb_is_swept_up():
     with Interpreter(limits=Limits(pids=40, memory="300M")) as i:
         bomb = "import os\nos.setsid() if os.getpid() != os.getsid(0) else None\nwhile True:\n    try:\n        if not os.fork(): os.setsid()\n    except OSError: pass"
-        done = i.run_code(bomb, timeout=1)
+        done = i.run_code(bomb, timeout=0.4)
         assert done.cause in ("timeout", "lost")
         i.reset()
         assert i.run_code("1 + 1", timeout=20).text == "2"

@@ -164,7 +164,7 @@ def outcomes(floor, steps, flags):
 
 
 @settings(
-    max_examples=examples(ci=60, nightly=300),
+    max_examples=examples(ci=40, nightly=300),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -175,7 +175,7 @@ def test_random_plans_in_one_process(floor, steps):
 
 
 @settings(
-    max_examples=examples(ci=40, nightly=150),
+    max_examples=examples(ci=25, nightly=150),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -444,6 +444,7 @@ def test_reference_is_chosen_by_the_environment():
 
 def test_reference_beside_busy_threads():
     """A fork while other threads wait for the interpreter's lock."""
+    number = examples(ci=4, nightly=20)
     code = (
         "import threading\n"
         "from containerkit import Container, run\n"
@@ -452,9 +453,9 @@ def test_reference_beside_busy_threads():
         "    while not stop.is_set(): sum(range(100))\n"
         "threads = [threading.Thread(target=busy) for _ in range(2)]\n"
         "[t.start() for t in threads]\n"
-        "ends = [run(['true']).returncode for _ in range(10)]\n"
+        f"ends = [run(['true']).returncode for _ in range({number})]\n"
         "with Container() as box:\n"
-        "    for _ in range(10): box.files.write('/x', 'y'); ends.append(box.run(['true']).returncode)\n"
+        f"    for _ in range({number}): box.files.write('/x', 'y'); ends.append(box.run(['true']).returncode)\n"
         "stop.set(); print(set(ends))\n"
     )
     env = {**os.environ, "CONTAINERKIT_INTERPRETER": "reference"}

@@ -15,9 +15,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from oci_bundles import ONE, TWO, as_root, bundle, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, TWO, as_root, bundle, oci, rootfs, try_python_alone  # noqa: F401 - fixtures
 
 pytestmark = as_root
+pytest_generate_tests = try_python_alone
 
 
 def told(oci, bundle, *args):

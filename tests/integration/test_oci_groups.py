@@ -9,11 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from oci_bundles import ONE, RUN, as_root, bundle, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, RUN, as_root, bundle, oci, rootfs, try_python_alone  # noqa: F401 - fixtures
 
 from containerkit.oci.cgroups import Groups, hierarchies
 
 pytestmark = as_root
+pytest_generate_tests = try_python_alone
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from oci_bundles import ONE, as_root, bundle, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, as_root, bundle, oci, rootfs, try_python_alone  # noqa: F401 - fixtures
 
 pytestmark = as_root
+pytest_generate_tests = try_python_alone
 
 
 def listed(oci, bundle):

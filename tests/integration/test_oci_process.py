@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
-from oci_bundles import ONE, TWO, as_root, bundle, oci, rootfs  # noqa: F401 - fixtures
+from oci_bundles import ONE, TWO, as_root, bundle, oci, rootfs, try_python_alone  # noqa: F401 - fixtures
 
 from containerkit.oci.cgroups import hierarchies
 
 pytestmark = as_root
+pytest_generate_tests = try_python_alone
 
 
 def test_last_value_of_a_variable_counts(oci, bundle):

@@ -15,6 +15,7 @@ import threading
 import time
 
 import pytest
+from examples import examples
 
 from containerkit import (
     DEVNULL,
@@ -1018,7 +1019,7 @@ for number in range(3, 16):
     except OSError: os.dup2(null, number); held.append(number)
 own = [number for number in range(3, 16) if number in held]
 chance = random.Random(1)
-for _ in range(60):
+for _ in range(int(sys.argv[2])):
     free = chance.sample(own, chance.randint(0, len(own)))
     for number in free: os.close(number)
     try:
@@ -1038,7 +1039,11 @@ print("ok")
 """
     for when in ("late", "early"):
         done = subprocess.run(
-            [sys.executable, "-c", code, when], capture_output=True, text=True, check=False, timeout=100
+            [sys.executable, "-c", code, when, f"{examples(ci=25, nightly=100)}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
         )
         assert ("ok\n", "") == (done.stdout, done.stderr)
 
