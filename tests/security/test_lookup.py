@@ -22,6 +22,7 @@ from pathlib import Path
 
 import lookup_child
 import pytest
+from examples import examples
 
 import containerkit
 from containerkit import RootFS, SetupError, SpecError, run
@@ -30,6 +31,7 @@ from containerkit.start import context
 
 MARK = "program of the host"
 NUMBERS = range(3, 48)
+OTHERS = ("exe", "thread", "task", "init", "cwd", "root", "roots")
 KINDS = ("link", "script", "relative", "chain", "elf", "direct")
 PRIVILEGED = [way for way in lookup_child.WAYS if "user host" in way or "limits" in way or "full group" in way]
 # If a start needs its own address space, or the memory of PID 1, it can't run without the remedy at all.
@@ -111,15 +113,16 @@ def filled_root(directory, victim):
         (directory / name).mkdir()
     for number in NUMBERS:
         plant(directory, f"{number}", f"/proc/self/fd/{number}" + "/.." * 12 + str(victim))
-    for name, path in {
-        "exe": "/proc/self/exe",
-        "thread": "/proc/thread-self/exe",
-        "task": "/proc/self/task/1/exe",
-        "init": "/proc/1/exe",
-        "cwd": "/proc/self/cwd" + "/.." * 12 + str(victim),
-        "root": "/proc/self/root" + "/.." * 12 + str(victim),
-        "roots": "/proc/1/root" + "/.." * 12 + str(victim),
-    }.items():
+    paths = [
+        "/proc/self/exe",
+        "/proc/thread-self/exe",
+        "/proc/self/task/1/exe",
+        "/proc/1/exe",
+        "/proc/self/cwd" + "/.." * 12 + str(victim),
+        "/proc/self/root" + "/.." * 12 + str(victim),
+        "/proc/1/root" + "/.." * 12 + str(victim),
+    ]
+    for name, path in zip(OTHERS, paths, strict=True):
         plant(directory, name, path)
     return directory
 
@@ -206,29 +209,36 @@ def way(request):
 def some(way, names):
     """Return the names that are attempted in a way.
 
-    In two ways, and in the nightly run, these are all: each descriptor's number by each kind of name. In each of the
-    other ways a number is attempted by one kind of name, the next kind in the next way: how a path came about decides how
-    the kernel follows it, and the way to start decides which descriptors it may find.
+    In two ways, and in the nightly run, these are all: each descriptor's number, and each other path, by each kind of
+    name. In each of the other ways a path is attempted by one kind of name, the next kind in the next way: how a path came
+    about decides how the kernel follows it, and the way to start decides which descriptors it may find.
     """
-    if way in ("run", "sandbox") or os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
+    if examples(ci=way in ("run", "sandbox"), nightly=True):
         return names
     turn = list(lookup_child.WAYS).index(way)
     kept = []
     for name in names:
-        numbered = re.fullmatch(r"/(?:([a-z]+)-|proc/self/fd/)([0-9]+)(?:/\.\..*)?", name)
-        if numbered is None or (numbered[1] or "direct") == KINDS[(int(numbered[2]) + turn) % len(KINDS)]:
+        found = re.fullmatch(r"/(?:([a-z]+)-|proc/self/fd/)([0-9]+|[a-z]+)(?:/\.\..*)?", name)
+        if found is None:
+            wanted = True
+        elif found[2].isdigit():
+            wanted = (found[1] or "direct") == KINDS[(int(found[2]) + turn) % len(KINDS)]
+        else:
+            wanted = found[1] == KINDS[(OTHERS.index(found[2]) + turn) % (len(KINDS) - 1)]
+        if wanted:
             kept.append(name)
     return kept
 
 
-def test_each_descriptor_number_is_attempted_with_each_kind_of_name():
-    names = [f"/{kind}-{number}" for kind in KINDS[:-1] for number in NUMBERS]
-    names += [name for name in direct("/victim") if "/fd/" in name]
+def test_each_path_is_attempted_with_each_kind_of_name():
+    names = [f"/{kind}-{path}" for kind in KINDS[:-1] for path in (*NUMBERS, *OTHERS)]
+    names += direct("/victim")
     others = [way for way in lookup_child.WAYS if way not in ("run", "sandbox", *PRIVILEGED)]
-    assert len(KINDS) * len(NUMBERS) == len(names)
+    assert len(KINDS) * (len(NUMBERS) + len(OTHERS)) - len(OTHERS) + 2 == len(names)
     assert set(names) == {name for way in others for name in some(way, names)}
     for way in others:
-        assert set(NUMBERS) == {int(re.search("[0-9]+", name)[0]) for name in some(way, names)}
+        tried = {re.search(r"(?:-|/fd/)(\w+)", name) for name in some(way, names)}
+        assert {*map(str, NUMBERS), *OTHERS} == {found[1] for found in tried if found}
 
 
 @pytest.mark.parametrize("way", lookup_child.WAYS, indirect=True)
@@ -243,9 +253,7 @@ def test_no_resource_of_the_caller_can_be_executed(way, root, victim, attempts):
 
 @pytest.mark.parametrize("way", CONTROLS, indirect=True)
 def test_resources_of_the_caller_can_be_executed_without_the_remedy(way, root, attempts):
-    names = [
-        name for name in programs(root) if not re.search("-(1[6-9]|[2-9][0-9])$", name)
-    ]  # where it has descriptors
+    names = [name for name in programs(root) if not re.search("-([6-9]|[1-9][0-9])$", name)]  # it has 3 and 4
     found = attempts(way, names, "unguarded")
     reached = {re.sub("[0-9]+", "N", name) for name, told in found.items() if MARK in told}
     assert {"/link-N", "/script-N", "/elf-N"} <= reached, found
@@ -314,7 +322,7 @@ def test_program_that_is_replaced_during_its_lookup(root, victim):
     thread.start()
     seen = set()
     try:
-        for turn in range(300):
+        for turn in range(examples(ci=100, nightly=300)):
             try:
                 done = run(["/swapped"], rootfs=RootFS.dir(root), text=True, timeout=10, init=turn % 2 == 0)
                 seen.add(done.stdout.strip())

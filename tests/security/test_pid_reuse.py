@@ -48,9 +48,10 @@ def test_only_reviewed_calls_use_a_pid():
     found = set()
     for path in root.rglob("*.py"):
         name = str(path.relative_to(root))
-        if name.startswith("oci/"):
+        text = path.read_text()
+        if name.startswith("oci/") or not any(word in text for word in BY_NUMBER):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = node.func.value
                 if isinstance(owner, ast.Name) and owner.id == "os" and node.func.attr in BY_NUMBER:

@@ -283,7 +283,10 @@ def test_only_the_helper_process_unpickles():
     root = Path(containerkit.__file__).parent
     found = set()
     for path in root.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        if not any(word in text for word in (*UNPICKLERS, "eval(", "exec(")):  # as they are formatted
+            continue
+        for node in ast.walk(ast.parse(text)):
             modules = []
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
