@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import subprocess
@@ -104,7 +105,8 @@ def load_everything():
     import containerkit
 
     for module in pkgutil.walk_packages(containerkit.__path__, "containerkit."):
-        if "__main__" not in module.name and ".cli" not in module.name and ".oci" not in module.name:
+        # A start uses none of the others, some of which import large packages.
+        if not re.search(r"__main__|\.(cli|oci|adapters|pytest_plugin)|_native\.build", module.name):
             try:
                 import_module(module.name)
             except ImportError:

@@ -5,7 +5,8 @@ from contextlib import suppress
 
 import attrs
 import pytest
-from hypothesis import example, given
+from examples import examples
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from containerkit import Capabilities, Condition, Landlock, Sandbox, Seccomp
@@ -52,6 +53,9 @@ STRANGE = st.one_of(
     st.lists(st.lists(st.integers(), max_size=1), min_size=1, max_size=2),
     st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
 )
+
+
+FEW = settings(max_examples=examples(ci=25, nightly=300))
 
 
 def fields_of(cls):
@@ -131,12 +135,14 @@ def refused_or_taken(call, *args, **fields):
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS, ids=[f"{cls.__name__}.{name}" for cls, name in FIELDS])
+@FEW
 @given(value=STRANGE)
 def test_constructor_refuses_or_takes(cls, name, value):
     refused_or_taken(cls, **{**CLASSES[cls], name: value})
 
 
 @pytest.mark.parametrize("name", METHODS)
+@FEW
 @given(value=STRANGE)
 @example(value="x")
 @example(value=5)
