@@ -28,6 +28,7 @@ from containerkit import (
     StateError,
     run,
 )
+from containerkit.plan.program import Program
 
 pytestmark = pytest.mark.usefixtures("interpreter", "nothing_left")
 
@@ -619,6 +620,24 @@ def test_who_stops_a_container_asks_what_another_thread_runs():
         c.stop(grace_s=10)
         thread.join()
     assert [(3, b"bye\n")] == [(each.returncode, each.stdout) for each in done]
+
+
+def test_who_stops_a_container_asks_what_another_thread_is_just_starting(monkeypatch):
+    begin, begun, done = Program.begin, threading.Event(), []
+
+    def begin_slowly(*arguments, **more):
+        begun.set()
+        time.sleep(0.2)
+        begin(*arguments, **more)
+
+    with Container() as c:
+        monkeypatch.setattr(Program, "begin", begin_slowly)
+        thread = threading.Thread(target=lambda: done.append(c.run(["sleep", "30"])))
+        thread.start()
+        begun.wait()
+        c.stop(grace_s=5)
+        thread.join()
+    assert [-signal.SIGTERM] == [each.returncode for each in done]
 
 
 def test_a_container_is_stopped_under_what_another_thread_runs():

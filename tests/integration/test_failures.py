@@ -20,6 +20,7 @@ from containerkit.start.staging import opened
 pytestmark = pytest.mark.usefixtures("interpreter", "nothing_left")
 
 NO_SUCH_CALL = 100_000
+NO_SUCH_DESCRIPTOR = 1_000_000  # no descriptor has this number
 SPARED = {"leave", "await_release"}  # steps that can't fail; without them a start would hang
 
 
@@ -159,11 +160,11 @@ def test_error_names_operation_target_cause_and_remedy():
 def test_first_steps_that_fail_in_the_first_process():
     """Failures before the second process exists, and while it waits for the first: neither hangs or is left."""
     pid = plans.Slot("pid")
-    before = Plan((plans.call("fchdir", 99, target="x"), plans.leave()))
+    before = Plan((plans.call("fchdir", NO_SUCH_DESCRIPTOR, target="x"), plans.leave()))
     between = Plan(
         (
             plans.clone(k.CLONE_PARENT, "inside", pid=pid),
-            plans.call("fchdir", 99, target="x"),
+            plans.call("fchdir", NO_SUCH_DESCRIPTOR, target="x"),
             plans.release(),
             plans.leave(),
             plans.await_release("inside"),
@@ -176,7 +177,7 @@ def test_first_steps_that_fail_in_the_first_process():
             plans.release(),
             plans.leave(),
             plans.await_release("inside"),
-            plans.call("fchdir", 99, target="x"),
+            plans.call("fchdir", NO_SUCH_DESCRIPTOR, target="x"),
         )
     )
     for plan in (before, between, after):
@@ -195,7 +196,7 @@ def test_failure_after_the_first_process_has_left_is_reported_under_shared_descr
         plans.leave(),
         plans.await_release("inside"),
         *[plans.call("umask", 0o22) for _ in range(200)],
-        plans.call("fchdir", 99, target="x"),
+        plans.call("fchdir", NO_SUCH_DESCRIPTOR, target="x"),
         plans.leave(),
     )
     program = Program(Plan(steps))

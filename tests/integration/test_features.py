@@ -237,10 +237,10 @@ def test_probe_of_an_unprivileged_user():
 
 def test_probe_in_time():
     """Trials that ended before the deadline count. The others are missing."""
-    report = probe(timeout_s=60)
+    report = probe(timeout=60)
     assert report.clone3
     with pytest.raises(SetupError, match="the trials printed nothing"):
-        probe(timeout_s=0.000_001)
+        probe(timeout=0.000_001)
 
 
 def test_probe_without_an_interpreter_is_one_clear_error(monkeypatch):

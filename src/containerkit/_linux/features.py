@@ -190,7 +190,7 @@ class HostReport:
         return "\n".join([head, *(str(feature) for feature in self.features)])
 
 
-def probe(timeout_s: float = 30) -> HostReport:
+def probe(timeout: float = 30) -> HostReport:
     """Find out by trials what this host lets the caller do.
 
     A fresh interpreter makes the trials, each in a short-lived process. They do not affect the caller's
@@ -198,14 +198,14 @@ def probe(timeout_s: float = 30) -> HostReport:
     ``containerkit-probe-PID`` may exist.
 
     Args:
-        timeout_s: seconds after which the trials are killed. Default 30.
+        timeout: seconds after which the trials are killed. Default 30.
 
     Raises:
         SetupError: the trials could not be run at all.
 
     Source: the man page of each call that is tried.
     """
-    outcomes = _tried(timeout_s)
+    outcomes = _tried(timeout)
     features = {
         name: _id_map_helpers(title, hint)
         if name == "id_map_helpers"
@@ -228,14 +228,14 @@ def probe(timeout_s: float = 30) -> HostReport:
     )
 
 
-def _tried(timeout_s: float) -> dict[str, tuple[int, str]]:
+def _tried(timeout: float) -> dict[str, tuple[int, str]]:
     """Run the trials. Return the error number and the detail of each."""
     import subprocess
 
     code = "import sys; sys.path[:] = sys.argv[1:]; from containerkit._linux import trials; trials.main()"
     command = [sys.executable, "-S", "-E", "-B", "-c", code, *sys.path]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False, cwd="/")
+        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, cwd="/")
         output, said = done.stdout, done.stderr
     except subprocess.TimeoutExpired as error:  # the trials that have ended count
         output, said = error.stdout or b"", b""

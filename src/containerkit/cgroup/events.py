@@ -145,16 +145,16 @@ class Events(Closing):
         """Return a descriptor that becomes readable when :meth:`wait` has something to check."""
         return self._epoll.fileno()
 
-    def wait(self, timeout_s: float | None = None) -> Event | None:
+    def wait(self, timeout: float | None = None) -> Event | None:
         """Return the next event, or None if the timeout expires or this object or its group is closed.
 
         Args:
-            timeout_s: in seconds. 0 does not wait. Default: no timeout.
+            timeout: in seconds. 0 does not wait. Default: no timeout.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if timeout is None else time.monotonic() + timeout
         while not self._queue and self._stop >= 0:
             left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left < 0 and timeout_s:
+            if left is not None and left < 0 and timeout:
                 return None
             ready = self._epoll.poll(-1 if left is None else max(0.0, left))
             for fd, _ in ready:

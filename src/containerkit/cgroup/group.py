@@ -259,11 +259,11 @@ class CGroup(GroupView):
         self._check_open()
         self.limits = update(self.parts, self.limits, limits)
 
-    def freeze(self, timeout_s: float = 10.0) -> None:
+    def freeze(self, timeout: float = 10.0) -> None:
         """Stop all processes of the group. Return when they have stopped.
 
         Args:
-            timeout_s: how long to wait, in seconds.
+            timeout: how long to wait, in seconds.
 
         Raises:
             UnsupportedError: the group has no freezer.
@@ -274,7 +274,7 @@ class CGroup(GroupView):
         from containerkit.cgroup.controllers.freezer import freeze
 
         self._check_open()
-        freeze(self._freezer(), timeout_s)
+        freeze(self._freezer(), timeout)
 
     @property
     def can_freeze(self) -> bool:
@@ -312,22 +312,22 @@ class CGroup(GroupView):
         self._check_open()
         kill(self.parts, signal)
 
-    def wait_empty(self, timeout_s: float | None = None) -> bool:
+    def wait_empty(self, timeout: float | None = None) -> bool:
         """Wait until no process is in the group or below it. Return False if the timeout expires first.
 
         Args:
-            timeout_s: in seconds. Default: no timeout.
+            timeout: in seconds. Default: no timeout.
         """
         from containerkit.cgroup.processes import wait_empty
 
         self._check_open()
-        return wait_empty(self.parts, timeout_s)
+        return wait_empty(self.parts, timeout)
 
-    def remove(self, timeout_s: float = 10.0, *, kill: bool = False) -> None:
+    def remove(self, timeout: float = 10.0, *, kill: bool = False) -> None:
         """Wait for the last process, remove the group with all groups below it, and close it. May be called twice.
 
         Args:
-            timeout_s: how long to wait for processes, in seconds.
+            timeout: how long to wait for processes, in seconds.
             kill: whether to kill the remaining processes first. Default False.
 
         Raises:
@@ -349,7 +349,7 @@ class CGroup(GroupView):
 
         if kill:
             self.kill()
-        remove(self.parts, timeout_s)
+        remove(self.parts, timeout)
         self._end("removed")
 
     def _leave_partition(self) -> None:

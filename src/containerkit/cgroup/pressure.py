@@ -88,18 +88,18 @@ class TriggerWatch(Closing):
             raise StateError("trigger: it is closed")
         return self._fd
 
-    def wait(self, timeout_s: float | None = None) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
         """Wait until the threshold is exceeded. Return False if the timeout expires first.
 
         Args:
-            timeout_s: in seconds. Default: no timeout.
+            timeout: in seconds. Default: no timeout.
 
         Raises:
             StateError: the trigger is closed, or the group no longer exists.
         """
         poll = select.poll()
         poll.register(self.fileno(), select.POLLPRI)
-        for _, what in poll.poll(None if timeout_s is None else timeout_s * 1000):
+        for _, what in poll.poll(None if timeout is None else timeout * 1000):
             if what & select.POLLERR:
                 raise StateError("trigger: the group no longer exists")
             return True

@@ -148,9 +148,9 @@ def _send(pids: frozenset[int], signal: int, members: Callable[[], frozenset[int
             os.close(pidfd)
 
 
-def wait_empty(parts: tuple[Directory, ...], timeout_s: float | None) -> bool:
+def wait_empty(parts: tuple[Directory, ...], timeout: float | None) -> bool:
     """Wait until no process is in these directories or below them. Return False if the timeout expires first."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    deadline = None if timeout is None else time.monotonic() + timeout
     if parts[-1].version == 2 and not _wait_unpopulated(parts[-1], deadline):
         return False
     pause = 0.0002
@@ -193,7 +193,7 @@ def _wait_unpopulated(part: Directory, deadline: float | None) -> bool:
         os.close(fd)
 
 
-def _wait_any_end(pids: frozenset[int], timeout_s: float | None) -> bool:
+def _wait_any_end(pids: frozenset[int], timeout: float | None) -> bool:
     """Wait until one of these processes ends. Return False if none can be waited for, or the timeout expires."""
     poll = select.poll()
     pidfds: list[int] = []
@@ -207,20 +207,20 @@ def _wait_any_end(pids: frozenset[int], timeout_s: float | None) -> bool:
         # A process that has ended is still listed for a moment. Return, so that the caller pauses.
         if poll.poll(0):
             return False
-        return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
     finally:
         for pidfd in pidfds:
             os.close(pidfd)
 
 
-def remove(parts: tuple[Directory, ...], timeout_s: float) -> None:
+def remove(parts: tuple[Directory, ...], timeout: float) -> None:
     """Remove these directories and all groups below them. Wait for processes that are still ending.
 
     Raises:
         CleanupError: something remained when the timeout expired.
     """
-    deadline = time.monotonic() + timeout_s
-    if not wait_empty(parts, timeout_s):
+    deadline = time.monotonic() + timeout
+    if not wait_empty(parts, timeout):
         pids = " ".join(map(str, sorted(processes(parts)))) or "of another pid namespace"
         raise CleanupError(tuple(f"group {part.path} with processes {pids}" for part in parts))
     pause = 0.0002

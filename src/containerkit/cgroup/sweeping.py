@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["sweep"]
 
 
-def sweep(*, everywhere: bool = True, timeout_s: float = 10.0) -> tuple[str, ...]:
+def sweep(*, everywhere: bool = True, timeout: float = 10.0) -> tuple[str, ...]:
     """Remove the groups of owners that have ended. Processes that are still in them are killed.
 
     A group is recognised by its name, which contains the owner's pid, start time and pid namespace. Groups of live
@@ -30,7 +30,7 @@ def sweep(*, everywhere: bool = True, timeout_s: float = 10.0) -> tuple[str, ...
     Args:
         everywhere: whether to search every hierarchy completely. False searches only where this process creates its own
             groups, which lists one directory for each hierarchy. If that finds one, everything is searched.
-        timeout_s: how long to wait for the processes of each group, in seconds. Default 10.
+        timeout: how long to wait for the processes of each group, in seconds. Default 10.
 
     Returns:
         The paths of the removed groups.
@@ -43,7 +43,7 @@ def sweep(*, everywhere: bool = True, timeout_s: float = 10.0) -> tuple[str, ...
     if everywhere or any(True for base in Tree.current().bases for _ in _stale(base, set())):
         for root in _roots():
             try:
-                _sweep_below(root, removed, left, timeout_s)
+                _sweep_below(root, removed, left, timeout)
             finally:
                 root.close()
     if left:
@@ -85,7 +85,7 @@ def _stale(part: Directory, alive: set[Owner]) -> Iterator[str]:
             alive.add(owner)
 
 
-def _sweep_below(root: Directory, removed: list[str], left: list[str], timeout_s: float) -> None:
+def _sweep_below(root: Directory, removed: list[str], left: list[str], timeout: float) -> None:
     for part in itertools.chain(walk(root), (root,)):
         if not os.access(".", os.W_OK, dir_fd=part.fd, effective_ids=True):
             continue
@@ -96,7 +96,7 @@ def _sweep_below(root: Directory, removed: list[str], left: list[str], timeout_s
                 continue
             try:
                 kill((group,), 9)
-                remove((group,), timeout_s)
+                remove((group,), timeout)
                 removed.append(group.path)
             except CleanupError as error:
                 left += error.left

@@ -364,6 +364,7 @@ class Container(Commands):
     def _ask_to_end(self, deadline: float, number: int) -> None:
         """Send each command a signal, and wait until all have ended or the time has passed."""
         with self._lock:
+            wait_for_others(self._idle, self._starting, deadline)  # what they start is not in the list yet
             asked = list(self._processes)
             for process in asked:
                 process.send_signal(number)

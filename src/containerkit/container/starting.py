@@ -6,6 +6,7 @@ A signal handler may raise at any moment of a start. Then that start has no owne
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from functools import lru_cache
 from weakref import ref
@@ -101,14 +102,18 @@ class Entering:
             self._idle.notify_all()
 
 
-def wait_for_others(idle: threading.Condition, books: WeakMembers[Entering]) -> None:
+def wait_for_others(idle: threading.Condition, books: WeakMembers[Entering], deadline: float = float("inf")) -> None:
     """Wait until no other thread is starting a process. The caller holds the lock.
 
     A start in the caller's own thread will not continue, because a signal handler has raised or is running.
+
+    Args:
+        idle, books: as for :class:`Entering`.
+        deadline: when to stop waiting, by the monotonic clock (default: never).
     """
     own = threading.get_ident()
-    while any(entering.thread != own for entering in books):
-        idle.wait(LOOK_AGAIN_S)
+    while any(entering.thread != own for entering in books) and (left := deadline - time.monotonic()) > 0:
+        idle.wait(min(left, LOOK_AGAIN_S))
 
 
 def wait_for_all(idle: threading.Condition, books: WeakMembers[Entering], check: Callable[[], object]) -> None:

@@ -126,11 +126,11 @@ class Detached(Known):
         self.stop(grace_s)
         self.start()
 
-    def wait(self, timeout_s: float | None = None) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         """Wait for the end of the run.
 
         Args:
-            timeout_s: in seconds (default: no limit).
+            timeout: in seconds (default: no limit).
 
         Returns:
             As :attr:`exit_code`.
@@ -139,7 +139,7 @@ class Detached(Known):
             ContainerTimeout: it is still running.
             StateError: it was never started, its keeper was killed, or the record was removed at its end.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             status, run, end = self.looked_at()
             if end is not None:
@@ -153,7 +153,7 @@ class Detached(Known):
             if left <= 0:
                 from containerkit.errors import ContainerTimeout  # late: it imports subprocess
 
-                raise ContainerTimeout(self.argv, timeout_s or 0.0)
+                raise ContainerTimeout(self.argv, timeout or 0.0)
             self._sleep_until_end(run, left)
 
     def pause(self) -> None:

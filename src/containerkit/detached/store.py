@@ -28,6 +28,7 @@ from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, ENOSPC
 
 from containerkit import jsontext
+from containerkit._linux.places import data_directory
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.spec.words import checked_id
 
@@ -72,10 +73,7 @@ def records_root() -> str:
 
 def state_root() -> str:
     """Return the directory on disk for the files and logs of containers."""
-    if os.geteuid() == 0:
-        return "/var/lib/containerkit/containers"
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(data, "containerkit/containers")
+    return data_directory("containers")
 
 
 def _loads(text: str) -> Any:

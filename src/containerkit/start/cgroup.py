@@ -79,7 +79,7 @@ def _sweep_once() -> None:
         if os.getpid() in _swept:
             return
         with contextlib.suppress(CleanupError):  # files of others must not prevent a start; gc() reports them
-            sweep(everywhere=False, timeout_s=2.0)
+            sweep(everywhere=False, timeout=2.0)
         _swept.append(os.getpid())
 
 

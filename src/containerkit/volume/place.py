@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from containerkit._linux.places import data_directory
 from containerkit.errors import CleanupError, SpecError
 from containerkit.start.removal import remove_tree
 
@@ -39,12 +40,7 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 def root() -> str:
     """Return the directory that contains this user's volumes."""
     chosen = os.environ.get("CONTAINERKIT_VOLUMES")
-    if chosen:
-        return os.path.abspath(chosen)
-    if os.geteuid() == 0:
-        return "/var/lib/containerkit/volumes"
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return os.path.join(data, "containerkit/volumes")
+    return os.path.abspath(chosen) if chosen else data_directory("volumes")
 
 
 def place_of(name: str) -> str:

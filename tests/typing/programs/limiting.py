@@ -14,7 +14,7 @@ def main() -> None:
         assert_type(group, CGroup | None)
         assert group is not None
         with group.events(["oom_kill", "oom"]) as events:
-            event = events.wait(timeout_s=0)
+            event = events.wait(timeout=0)
             if event is not None and event.kind == "oom_kill":
                 assert_type(event.count, int)
         memory = c.stats().memory

@@ -35,16 +35,16 @@ def report(read: Callable[[str], str | None], version: int) -> bool:
     return freezer_frozen(read("freezer.state"))
 
 
-def freeze(part: Directory, timeout_s: float) -> None:
+def freeze(part: Directory, timeout: float) -> None:
     """Stop the processes and wait until they have stopped.
 
     Raises:
         StateError: a process has not stopped in time. The group is thawed again.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout
     if not (_freeze_2(part, deadline) if part.version == 2 else _freeze_1(part, deadline)):
         thaw(part)
-        raise StateError(f"freeze {part.path}: not all processes stopped within {timeout_s} s; it is thawed again")
+        raise StateError(f"freeze {part.path}: not all processes stopped within {timeout} s; it is thawed again")
 
 
 def thaw(part: Directory) -> None:

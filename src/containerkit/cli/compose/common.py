@@ -79,9 +79,9 @@ def show(text: str) -> None:
 
 def table(rows: Sequence[Sequence[Any]]) -> None:
     """Print rows in columns."""
-    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        show("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    from containerkit.cli import detached
+
+    show(detached.table([[str(cell) for cell in row] for row in rows]))
 
 
 def moment(text: str, option: str) -> float:

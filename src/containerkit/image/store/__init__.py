@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from containerkit._linux.places import data_directory
 from containerkit.archive.limits import DEFAULT_LIMITS, UnpackLimits
 from containerkit.errors import ImageError, SpecError, telling_of_descriptors
 from containerkit.image import media
@@ -28,7 +29,6 @@ __all__ = ["Blobs", "Catalog", "Ingest", "Lease", "Store", "default_root"]
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _PRIVATE: Final = 0o700  # layers contain set-user-ID programs that nobody else may reach
-_ROOT_STORE: Final = "/var/lib/containerkit/images"
 
 
 def default_root() -> Path:
@@ -38,13 +38,7 @@ def default_root() -> Path:
 
     Source: XDG base directory specification.
     """
-    chosen = os.environ.get("CONTAINERKIT_IMAGES")
-    if chosen:
-        return Path(chosen)
-    if os.geteuid() == 0:
-        return Path(_ROOT_STORE)
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
-    return Path(data) / "containerkit/images"
+    return Path(os.environ.get("CONTAINERKIT_IMAGES") or data_directory("images"))
 
 
 class Store:
