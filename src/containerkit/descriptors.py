@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from errno import EINVAL, EMFILE
+from itertools import chain
 
 from containerkit.typed import TypeVar
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
-__all__ = ["Closing", "close_all", "keep", "keep_above", "lend"]
+__all__ = ["Closing", "close_all", "close_last", "keep", "keep_above", "keep_pipe", "lend"]
 
 Made = TypeVar("Made")
 
@@ -70,12 +71,23 @@ def keep_above(into: list[int], fd: int, lowest: int) -> int:
         raise
 
 
+def keep_pipe(into: list[int], flags: int = os.O_CLOEXEC) -> tuple[int, int]:
+    """Open a pipe. Append the end for reading and the end for writing to a list; see :func:`keep`."""
+    into.extend(chain.from_iterable(map(os.pipe2, (flags,))))
+    return into[-2], into[-1]
+
+
+def close_last(descriptors: list[int]) -> None:
+    """Close the last descriptor of a list and remove it. No signal handler runs in between."""
+    fd = descriptors[-1]
+    del descriptors[-1]
+    os.close(fd)
+
+
 def close_all(descriptors: list[int]) -> None:
     """Close the descriptors in a list, the last one first. Each is removed from the list once it is closed."""
     while descriptors:
-        fd = descriptors[-1]
-        del descriptors[-1]
-        os.close(fd)
+        close_last(descriptors)
 
 
 def lend(do: Callable[[list[int]], Made]) -> Made:

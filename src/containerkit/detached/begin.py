@@ -21,12 +21,14 @@ import sys
 import time
 from contextlib import suppress
 from errno import ENOSPC, EOPNOTSUPP
+from functools import partial
 
 import containerkit.namespace.handle  # noqa: F401 - the command joins namespaces, and a fork inherits the module
 from containerkit import _native
 from containerkit.container.captured import ArgumentCache
 from containerkit.container.commands import Commands
 from containerkit.container.lifecycle import Container
+from containerkit.descriptors import close_last, keep_pipe, lend
 from containerkit.detached import health
 from containerkit.detached.description import Description
 from containerkit.detached.events import emit
@@ -117,22 +119,20 @@ def begin(entry: Entry, description: Description | None = None) -> None:
         StateError: it is already running.
         ContainerError: the start failed; the error of the process that started it.
     """
-    read, write = os.pipe2(os.O_CLOEXEC)
-    try:
-        if len(os.listdir("/proc/self/task")) == 1:
-            known = _load(entry) if description is None else description
-            # A fork inherits the staging. The next start of this process finds it, too.
-            staging(host=known.spec.rootfs.kind == "host")
-            _fork(entry, known, read, write)
-        else:
-            _spawn(entry, write)
-        os.close(write)
-        write = -1
-        _hear(entry, read)
-    finally:
-        os.close(read)
-        if write >= 0:
-            os.close(write)
+    lend(partial(_begin, entry, description))
+
+
+def _begin(entry: Entry, description: Description | None, fds: list[int]) -> None:
+    read, write = keep_pipe(fds)
+    if len(os.listdir("/proc/self/task")) == 1:
+        known = _load(entry) if description is None else description
+        # A fork inherits the staging. The next start of this process finds it, too.
+        staging(host=known.spec.rootfs.kind == "host")
+        _fork(entry, known, read, write)
+    else:
+        _spawn(entry, write)
+    close_last(fds)  # the end for writing
+    _hear(entry, read)
 
 
 def _fork(entry: Entry, description: Description, read: int, write: int) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from containerkit._linux.listeners import has_listener
+from containerkit.descriptors import close_all, close_last, keep_pipe
 from containerkit.errors import SetupError, SpecError, StateError
 from containerkit.namespace import Namespace
 from containerkit.network import later
@@ -227,9 +228,10 @@ def create(network: Network) -> int:
     except OSError as error:
         raise SetupError("mkdir", error.errno or 0, os.path.dirname(path), "networks can't be kept") from None
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    read, write = os.pipe2(os.O_CLOEXEC)
-    holder = _holder_of_others()
+    fds = _holder_of_others()
+    holder = tuple(fds)
     try:
+        read, write = keep_pipe(fds)
         _bind(listening, path, network.name)
         description = json.dumps(attrs.asdict(network))
         numbers = [str(fd) for fd in (listening.fileno(), write, *holder)]
@@ -242,8 +244,7 @@ def create(network: Network) -> int:
             cwd="/",
             start_new_session=True,
         )
-        os.close(write)
-        write = -1
+        close_last(fds)  # the end for writing
         raw = os.read(read, _LARGEST)
         answer = json.loads(raw) if raw else {"kind": "StateError", "text": "the keeper has ended"}
         if answer:
@@ -255,9 +256,7 @@ def create(network: Network) -> int:
         return keeper.pid
     finally:
         listening.close()
-        for fd in (read, write, *holder):
-            if fd >= 0:
-                os.close(fd)
+        close_all(fds)
 
 
 def _holder_of_others() -> list[int]:
