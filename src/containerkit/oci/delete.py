@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from containerkit.oci.main import Call
     from containerkit.oci.store import Entry
 
-__all__ = ["delete", "destroy"]
+__all__ = ["delete", "destroy", "kill"]
 
 _SIGKILL = 9
 _PATIENCE_S = 10.0
@@ -65,14 +65,23 @@ def _stop(root: str, name: str, end: float) -> None:
         pid, started = entry.record.get("creator", [0, 0])
         if entry.record.get("phase") == "creating" and pid != os.getpid():
             _kill_process(entry.id, pid, started, end)
-        _kill(entry, end)
+        kill(entry, end)
         if entry.record.get("joinsPid"):  # a hook that runs inside does not end with the first process
             cgroups.kill_all(entry.record.get("groups", []), _SIGKILL)
 
 
-def _kill(entry: Entry, end: float) -> None:
-    """Kill the first process, and wait until it has ended."""
+def kill(entry: Entry, end: float | None = None) -> None:
+    """Kill the first process, and wait until it has ended.
+
+    Args:
+        entry: the record of the container.
+        end: the time on the monotonic clock until which to wait (default: 10 seconds from now).
+
+    Raises:
+        RuntimeFailure: it has not ended by then.
+    """
     freezer = entry.record.get("freezer", "")
+    end = time.monotonic() + _PATIENCE_S if end is None else end
     _kill_process(entry.id, entry.pid, entry.record.get("start_time", 0), end, freezer)
 
 
@@ -111,7 +120,7 @@ def destroy(entry: Entry, end: float | None = None) -> None:
     """
     end = time.monotonic() + _PATIENCE_S if end is None else end
     record = entry.record
-    _kill(entry, end)
+    kill(entry, end)
     groups = record.get("groups", [])
     cgroups.thaw(record.get("freezer", ""))
     cgroups.kill_all(groups, _SIGKILL)

@@ -36,15 +36,24 @@ def start_container(entry: Entry) -> None:
 
     Source: OCI runtime-spec, runtime.md, "Lifecycle", step 7.
     """
-    from containerkit.oci import innerhooks, kill
+    from containerkit.oci import innerhooks
 
     wanted = stored_config(entry)
     try:
         hooks.run("startContainer", wanted.hooks.start_container, entry.state(), innerhooks.confined(entry, wanted))
-    except RuntimeFailure:
-        if entry.is_running():
-            kill.send(entry, 9)
+    except RuntimeFailure as error:
+        _stop(entry, error)
         raise
+
+
+def _stop(entry: Entry, cause: RuntimeFailure) -> None:
+    """End the container because of an error. Whoever is told of the error finds it stopped."""
+    from containerkit.oci import delete
+
+    try:
+        delete.kill(entry)
+    except RuntimeFailure as error:
+        raise RuntimeFailure(f"{cause}; {error}") from None
 
 
 def poststart(entry: Entry) -> None:
@@ -56,16 +65,13 @@ def poststart(entry: Entry) -> None:
 
     Source: OCI runtime-spec, runtime.md, "Lifecycle", step 9; ChangeLog of 1.3.0, "fail when a poststart hook fails".
     """
-    from containerkit.oci import kill
-
     wanted = stored_config(entry)
     for number, hook in enumerate(wanted.hooks.poststart):
         try:
             hooks.run("poststart", [hook], entry.state(), _starter(entry), first=number)
         except RuntimeFailure as error:
             if wanted.version >= _FAILS_SINCE:
-                if entry.is_running():
-                    kill.send(entry, 9)
+                _stop(entry, error)
                 raise
             _warn(error)
 
