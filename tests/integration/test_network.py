@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -42,7 +43,7 @@ from containerkit import (
     run,
 )
 from containerkit.gc import gc
-from containerkit.network import connect, files, leases, making, router
+from containerkit.network import connect, files, leases, router
 from containerkit.plan import calls
 from containerkit.plan.operation import Slot
 from containerkit.plan.program import Program
@@ -455,21 +456,23 @@ def test_a_command_is_informed_of_its_listening_sockets(net, interpreter, seccom
     assert (count, told) == ("1", pid)
 
 
-def test_socket_with_the_number_of_the_pidfd_of_the_container_does_it_no_harm(net, monkeypatch):
-    go_on = making.Making.go_on
+def test_sockets_have_all_numbers_that_are_allowed(net, interpreter):
+    ports = [Port.socket(0, fd=fd) for fd in range(3, 16)]
+    script = "for fd in 3 4 5 6 7 8 9 10 11 12 13 14 15; do readlink /proc/$$/fd/$fd; done"
+    with Container(network=net, publish=ports) as container:
+        listed = [
+            container.run(["sh", "-c", script], text=True, check=True),
+            container.run(["sh", "-c", script], text=True, check=True, timeout=60, pass_fds=()),
+            run(["sh", "-c", script], network=net, publish=ports, text=True, check=True),
+        ]
+    for done in listed:
+        assert 13 == len(re.findall(r"socket:\[\d+\]\n", done.stdout)), done.stdout
 
-    def go_on_to_the_end(self, wires):
-        program = go_on(self, wires)
-        self.finish()  # otherwise the number depends on how far the network is
-        return program
 
-    monkeypatch.setattr(making.Making, "go_on", go_on_to_the_end)
-    with Container(network=net, publish=[Port.socket(0, fd=900)]) as container:
-        number = container.fileno()
-    with Container(network=net, publish=[Port.socket(0, fd=number)]) as container:
-        assert number == container.fileno()
-        shown = container.run(["readlink", f"/proc/self/fd/{number}"], text=True, check=True)
-        assert shown.stdout.startswith("socket:")
+@pytest.mark.parametrize("fd", [2, 16, 900])
+def test_sockets_with_other_numbers_are_refused(fd):
+    with pytest.raises(SpecError, match="fd"):
+        Port.socket(80, fd=fd)
 
 
 def test_sockets_that_do_not_begin_at_3_or_are_in_the_environment_already_are_not_announced(net):

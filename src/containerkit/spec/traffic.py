@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
+from containerkit._native import LOWEST
 from containerkit.errors import SpecError
 from containerkit.spec.words import sequence
 
@@ -103,7 +104,7 @@ class Port:
         elif self.count != 1 or self.protocol != "tcp":
             raise SpecError("port: a listening socket needs a single tcp port")
         else:
-            number(self.fd, "port: fd", 3, 1023)
+            number(self.fd, "port: fd", 3, LOWEST - 1)  # from there a start has its own descriptors
         if self.last is not None:
             number(self.last, "port: last", max(self.host_port, 1), _LARGEST_PORT)
             if self.count != 1 or self.fd is not None or not self.host_port:
@@ -119,7 +120,7 @@ class Port:
 
         Args:
             host_port, host: as for the class.
-            fd: the number of its descriptor inside, 3 to 1023.
+            fd: the number of its descriptor inside, 3 to 15.
 
         Source: sd_listen_fds(3).
         """
