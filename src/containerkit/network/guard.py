@@ -120,9 +120,10 @@ def _own_quoted(version: int) -> bytes:
 
 
 def _later_fragment(version: int, operator: int = e.UNEQUAL) -> bytes:
-    """Match all fragments but the first (or the opposite), in which the kernel takes other bytes for the header of the protocol.
+    """Match all fragments but the first, or with EQUAL all other packets.
 
-    They have no effect without the first one, and a fragment that overlaps it is dropped by the receiver.
+    In later fragments the kernel takes other bytes for the header of the protocol. They have no effect without the
+    first one, and a receiver drops a fragment that overlaps it.
     """
     if version == 4:
         return e.payload(e.NETWORK, 6, 2) + e.mask(b"\x1f\xff") + e.compare(b"\0\0", operator=operator)
@@ -158,7 +159,8 @@ def _ip6() -> list[bytes]:
     own_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6")
     foreign_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6", inverted=True)
     unspecified = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
-    error = e.meta(e.L4PROTO) + e.compare(b"\x3a") + e.payload(e.TRANSPORT, 0, 1) + e.mask(b"\x80") + e.compare(b"\0")
+    below_128 = e.payload(e.TRANSPORT, 0, 1) + e.mask(b"\x80") + e.compare(b"\0")
+    error = e.meta(e.L4PROTO) + e.compare(b"\x3a") + below_128
     return [
         # Multicast reports. No querier is here, so the bridge would flood each to all its ports.
         *(kind(number) + e.end_with(nft.DROP) for number in (131, 132, 143)),
