@@ -88,7 +88,20 @@ ATTACKS = {
     "a frame of another kind": lab.ethernet(MAC, 0x88B5, bytes(46)),
 }
 
+
+def later_fragment(version, protocol=1, content=b"\3\3"):
+    """Return a fragment of a large message, whose bytes look like the type of an error, or a port."""
+    if version == 4:
+        frame = ipv4(protocol, content + bytes(30))
+        head = frame[14:20] + struct.pack(">H", 4) + frame[22:24] + bytes(2) + frame[26:34]
+        return frame[:14] + head[:10] + struct.pack(">H", lab.checksum(head)) + head[12:] + frame[34:]
+    return ipv6(44, struct.pack(">BBHI", 58, 0, 4 << 3, 7) + bytes((1, 4)) + bytes(30))
+
+
 FAIR = {
+    "a later fragment of its own": later_fragment(4),
+    "a later fragment of its own, which begins like an answer of DHCP": later_fragment(4, 17, b"\0\x43"),
+    "a later fragment of its own, v6": later_fragment(6),
     "its own ARP": lab.arp(MAC, MAC, "10.88.0.5", "10.88.0.6", 1),
     "an error about a packet to it": error4((3, 3), "10.88.0.5"),
     "an error about a packet to it, v6": error6((1, 4), "fd00:88::5"),

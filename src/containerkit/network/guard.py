@@ -72,7 +72,13 @@ def table() -> list[Message]:
         "icmp": _icmp(),
         "ip": [
             e.meta(e.L4PROTO) + e.compare(b"\x01") + e.end_with(nft.GOTO, "icmp"),
-            _of(17, 0, b"\0\x43") + e.end_with(nft.GOTO, "spoofed"),  # an answer of DHCP
+            # an answer of DHCP
+            e.meta(e.L4PROTO)
+            + e.compare(b"\x11")
+            + _later_fragment(4, e.EQUAL)
+            + e.payload(e.TRANSPORT, 0, 2)
+            + e.compare(b"\0\x43")
+            + e.end_with(nft.GOTO, "spoofed"),
             _own_source(4) + e.end_with(nft.ACCEPT),
         ],
         "ip6": _ip6(),
@@ -113,9 +119,22 @@ def _own_quoted(version: int) -> bytes:
     return e.meta(e.IIFNAME) + e.payload(e.TRANSPORT, place, length, 4) + e.lookup(f"sources{version}")
 
 
+def _later_fragment(version: int, operator: int = e.UNEQUAL) -> bytes:
+    """Match all fragments but the first, or with EQUAL all other packets.
+
+    In later fragments the kernel takes other bytes for the header of the protocol. They have no effect without the
+    first one, and a receiver drops a fragment that overlaps it.
+    """
+    if version == 4:
+        return e.payload(e.NETWORK, 6, 2) + e.mask(b"\x1f\xff") + e.compare(b"\0\0", operator=operator)
+    fragment = e.payload(e.NETWORK, 6, 1) + e.compare(b"\x2c")
+    return fragment + e.payload(e.NETWORK, 42, 2) + e.mask(b"\xff\xf8") + e.compare(b"\0\0", operator=operator)
+
+
 def _icmp() -> list[bytes]:
     kinds = [e.payload(e.TRANSPORT, 0, 1) + e.compare(bytes((number,))) for number in _ERRORS]
     return [
+        _later_fragment(4) + _own_source(4) + e.end_with(nft.ACCEPT),
         *(kind + _own_quoted(4) + _own_source(4) + e.end_with(nft.ACCEPT) for kind in kinds),
         *(kind + e.end_with(nft.GOTO, "spoofed") for kind in kinds),
         e.payload(e.TRANSPORT, 0, 1) + e.compare(b"\x05") + e.end_with(nft.GOTO, "spoofed"),  # a redirect
@@ -140,7 +159,8 @@ def _ip6() -> list[bytes]:
     own_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6")
     foreign_target = port + e.payload(e.TRANSPORT, 8, 16, 4) + e.lookup("sources6", inverted=True)
     unspecified = e.payload(e.NETWORK, 8, 16) + e.compare(bytes(16))
-    error = e.meta(e.L4PROTO) + e.compare(b"\x3a") + e.payload(e.TRANSPORT, 0, 1) + e.mask(b"\x80") + e.compare(b"\0")
+    below_128 = e.payload(e.TRANSPORT, 0, 1) + e.mask(b"\x80") + e.compare(b"\0")
+    error = e.meta(e.L4PROTO) + e.compare(b"\x3a") + below_128
     return [
         # Multicast reports. No querier is here, so the bridge would flood each to all its ports.
         *(kind(number) + e.end_with(nft.DROP) for number in (131, 132, 143)),
@@ -150,6 +170,7 @@ def _ip6() -> list[bytes]:
         kind(136) + foreign_target + e.end_with(nft.GOTO, "spoofed"),
         # from the unspecified address: duplicate address detection
         unspecified + kind(135) + own_target + e.end_with(nft.ACCEPT),
+        _later_fragment(6) + _own_source(6) + e.end_with(nft.ACCEPT),
         error + _own_quoted(6) + _own_source(6) + e.end_with(nft.ACCEPT),
         error + e.end_with(nft.GOTO, "spoofed"),
         _own_source(6) + e.end_with(nft.ACCEPT),
