@@ -44,7 +44,7 @@ _QUOTED_END: Final = _QUOTED + 28
 _FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
 _ICMP, _TCP, _UNREACHABLE = 1, 6, 3
 
-_LOOKUP, _UPDATE, _DELETE, _NOW, _REDIRECT, _REDIRECT_PEER = 1, 2, 3, 5, 23, 155
+_LOOKUP, _UPDATE, _DELETE, _NOW, _REDIRECT_PEER = 1, 2, 3, 5, 155
 _GO_ON: Final = -1  # TC_ACT_UNSPEC
 _SECOND_NS: Final = 1_000_000_000
 _OPEN_NS: Final = 432_000 * _SECOND_NS
@@ -154,7 +154,7 @@ def outward(services: int, flows: int, uplink: int, header: bytes) -> Code:
     _one_hop(code)
     code.compute(R1, "=", uplink)
     code.compute(R2, "=", 0)
-    code.call(_REDIRECT)
+    code.call(_REDIRECT_PEER)
     code.exit()
     return _end(code)
 
