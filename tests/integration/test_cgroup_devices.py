@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from containerkit._linux import mountinfo
-from containerkit.cgroup.bpf import attach_device_program
+from containerkit.cgroup.device_program import attach_device_program
 from containerkit.cgroup.device_rules import DeviceRule
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loading programs needs CAP_BPF")

@@ -167,7 +167,7 @@ with Network("front").open() as net, Container(network=net, publish=[Port(0, 80)
 
 
 def exists(kind, number):
-    from containerkit.network import bpf
+    from containerkit._linux import bpf
 
     try:
         os.close(bpf._bpf({"prog_id": 13, "map_id": 14}[kind], number.to_bytes(4, sys.byteorder)))

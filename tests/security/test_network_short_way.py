@@ -16,8 +16,8 @@ import time
 import network_lab as lab
 import pytest
 
+from containerkit._linux.bpf import Code
 from containerkit.network import short_programs, short_way
-from containerkit.network.bpf import Code
 from containerkit.network.endpoint import Wire
 from containerkit.spec.network import Port
 

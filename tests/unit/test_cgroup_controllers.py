@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from containerkit.cgroup import DeviceRule, IOLimit, Limits
-from containerkit.cgroup.bpf import device_program
 from containerkit.cgroup.controllers import controller
 from containerkit.cgroup.controllers.cpu import shares_of, weight_of
 from containerkit.cgroup.controllers.hugetlb import page_name
 from containerkit.cgroup.controllers.io import bfq_weight
+from containerkit.cgroup.device_program import device_program
 from containerkit.errors import UnsupportedError
 
 
@@ -204,4 +204,4 @@ def test_device_program_decides_as_the_last_rule_that_matches(rules, kind, major
         covers = wanted <= set(rule.access) if rule.allow else bool(wanted & set(rule.access))
         if same and covers:
             expected = int(rule.allow)
-    assert expected == verdict(device_program(rules), {"b": 1, "c": 2}[kind], major, minor, access)
+    assert expected == verdict(device_program(rules).encode(), {"b": 1, "c": 2}[kind], major, minor, access)

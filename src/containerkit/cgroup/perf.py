@@ -5,14 +5,13 @@ Source: perf_event_open(2).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 from errno import EBADF, EINVAL, ENODEV, ENOENT, EOPNOTSUPP
 from typing import TYPE_CHECKING, Final
 
+from containerkit._native.calls_seam import syscall
 from containerkit.cgroup.directory import refused
-from containerkit.cgroup.kernel import call
 from containerkit.cgroup.quantities import numbers
 from containerkit.descriptors import Closing
 from containerkit.errors import SetupError, SpecError, StateError, UnsupportedError
@@ -80,11 +79,10 @@ class PerfCounters(Closing):
     def _open(self, part: Directory, name: str) -> None:
         kind, number = EVENTS[name]
         attributes = _ATTRIBUTES.pack(kind, _ATTRIBUTES.size, number, 0, 0, _TIMES, 0)
-        buffer = ctypes.create_string_buffer(attributes, len(attributes))
         opened: list[int] = []
         try:
             for processor in _online():
-                opened.append(call("perf_event_open", buffer, part.fd, processor, -1, _BY_GROUP))  # noqa: PERF401 - if one fails, those opened before must be closed
+                opened.append(syscall("perf_event_open", attributes, part.fd, processor, -1, _BY_GROUP))  # noqa: PERF401 - if one fails, those opened before must be closed
         except OSError as error:
             for fd in opened:
                 os.close(fd)

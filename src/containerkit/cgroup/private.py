@@ -10,9 +10,9 @@ import os
 from typing import Final
 
 from containerkit._linux.cgroupfs import offered_controllers
+from containerkit._native.calls_seam import syscall
 from containerkit._native.constants import FSCONFIG_CMD_CREATE, FSCONFIG_SET_FLAG, FSMOUNT_CLOEXEC, FSOPEN_CLOEXEC
 from containerkit.cgroup.directory import Directory, OpenedDirectory
-from containerkit.cgroup.kernel import call
 from containerkit.errors import UnsupportedError
 
 __all__ = ["companions", "mount_privately"]
@@ -42,12 +42,12 @@ def mount_privately(controllers: tuple[str, ...]) -> Directory:
     """
     names = ",".join(controllers)
     try:
-        context = call("fsopen", b"cgroup", FSOPEN_CLOEXEC)
+        context = syscall("fsopen", b"cgroup", FSOPEN_CLOEXEC)
         try:
             for name in controllers:
-                call("fsconfig", context, FSCONFIG_SET_FLAG, name.encode(), 0, 0)
-            call("fsconfig", context, FSCONFIG_CMD_CREATE, 0, 0, 0)
-            mount = call("fsmount", context, FSMOUNT_CLOEXEC, 0)
+                syscall("fsconfig", context, FSCONFIG_SET_FLAG, name.encode(), 0, 0)
+            syscall("fsconfig", context, FSCONFIG_CMD_CREATE, 0, 0, 0)
+            mount = syscall("fsmount", context, FSMOUNT_CLOEXEC, 0)
         finally:
             os.close(context)
     except OSError as error:

@@ -17,7 +17,7 @@ import socket
 import struct
 from typing import Final, NamedTuple
 
-from containerkit.network.bpf import FRAME, Code, Map, Register
+from containerkit._linux.bpf import FRAME, Code, Map, Register
 
 __all__ = ["FLOW", "SERVICE", "inward", "outward", "service", "service_key"]
 

@@ -20,7 +20,7 @@ from functools import partial
 from struct import pack, unpack_from
 from typing import TYPE_CHECKING, Final
 
-from containerkit.network import bpf
+from containerkit._linux import bpf
 from containerkit.network import short_programs as programs
 from containerkit.network.forked import closed_in_children
 from containerkit.network.links import mac_bytes
@@ -141,9 +141,9 @@ class ShortWay:
             flows = bpf.new_lru_hash(b"ck_flows", *programs.FLOW, _MOST_FLOWS)
             loaded.callback(os.close, flows)  # the programs keep it
             code = programs.outward(services.fd, flows, self._uplink, self._header)
-            outward = _Descriptor(bpf.load(b"ck_outward", code))
+            outward = _Descriptor(bpf.load(bpf.TRAFFIC_CONTROL, b"ck_outward", code))
             undo.callback(outward.close)
-            inward = bpf.load(b"ck_inward", programs.inward(services.fd, flows))
+            inward = bpf.load(bpf.TRAFFIC_CONTROL, b"ck_inward", programs.inward(services.fd, flows))
             loaded.callback(os.close, inward)
             self._attach(self._uplink, inward)
             undo.pop_all()

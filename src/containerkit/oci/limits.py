@@ -369,7 +369,7 @@ class _Writer:
                 write(file, f"{kind} {_number(rule.major)}:{_number(rule.minor)} {rule.access or 'rwm'}")
 
     def _devices_2(self, rules: list[DeviceRule]) -> None:
-        from containerkit.cgroup.bpf import attach_device_program
+        from containerkit.cgroup.device_program import attach_device_program
 
         fd = os.open(self.groups.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

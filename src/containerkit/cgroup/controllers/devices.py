@@ -38,7 +38,7 @@ def settings(limits: Limits, version: int) -> list[Setting | Attachment]:
 
 
 def _attach(group_fd: int, rules: list[DeviceRule]) -> None:
-    from containerkit.cgroup.bpf import attach_device_program
+    from containerkit.cgroup.device_program import attach_device_program
 
     attach_device_program(group_fd, rules)
 

@@ -1,4 +1,4 @@
-"""Programs of the kernel's virtual machine for packets, and the maps that they share with this process.
+"""Programs of the kernel's virtual machine, and the maps that they share with this process.
 
 :class:`Code` writes a program: a method for each kind of instruction, and labels. The functions below it are the
 commands of bpf(2). Source: bpf(2), Documentation/bpf/standardization/instruction-set.rst, include/uapi/linux/bpf.h.
@@ -7,16 +7,22 @@ commands of bpf(2). Source: bpf(2), Documentation/bpf/standardization/instructio
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from typing import Final
 
 from containerkit._native.calls_seam import backend, syscall
 
 __all__ = [
+    "DEVICES_OF_A_GROUP",
     "FRAME",
+    "TRAFFIC_CONTROL",
     "Code",
     "Map",
     "Register",
+    "attach",
+    "attached",
+    "detach",
     "load",
     "new_hash",
     "new_lru_hash",
@@ -24,10 +30,15 @@ __all__ = [
     "store",
 ]
 
+TRAFFIC_CONTROL: Final = 3  # BPF_PROG_TYPE_SCHED_CLS
+DEVICES_OF_A_GROUP: Final = 15  # BPF_PROG_TYPE_CGROUP_DEVICE
+
 _MAP_CREATE, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD = 0, 2, 3, 5
+_PROG_ATTACH, _PROG_DETACH, _PROG_GET_FD_BY_ID, _PROG_QUERY = 8, 9, 13, 16
+_ALLOW_MULTI: Final = 2  # BPF_F_ALLOW_MULTI
+_MOST_ATTACHED: Final = 64  # BPF_CGROUP_MAX_PROGS
 _HASH, _LRU_HASH = 1, 9
 _ON_DEMAND: Final = 1  # BPF_F_NO_PREALLOC: elements get their memory when they are added
-_TRAFFIC_CONTROL: Final = 3  # BPF_PROG_TYPE_SCHED_CLS
 _INSTRUCTION: Final = struct.Struct("=BBhi")
 _ATTRIBUTES: Final = 128
 """The bytes of ``union bpf_attr`` that are passed. The kernel accepts more than it knows if the rest is zero."""
@@ -35,7 +46,7 @@ _ATTRIBUTES: Final = 128
 # The parts of an operation code: the class, the size of an access to memory, the operation, and its operand.
 _LOAD, _STORE_VALUE, _STORE, _ARITHMETIC, _JUMP, _JUMP_32, _ARITHMETIC_64 = 0x61, 0x62, 0x63, 0x04, 0x05, 0x06, 0x07
 _SIZES: Final = {1: 0x10, 2: 0x08, 4: 0x00, 8: 0x18}
-_OPERATIONS: Final = {"+": 0x00, "-": 0x10, "|": 0x40, "&": 0x50, "=": 0xB0}
+_OPERATIONS: Final = {"+": 0x00, "-": 0x10, "|": 0x40, "&": 0x50, ">>": 0x70, "=": 0xB0}
 _CONDITIONS: Final = {"==": 0x10, ">": 0x20, "&": 0x40, "!=": 0x50, "signed >": 0x60, "<": 0xA0, "<=": 0xB0}
 _REGISTER: Final = 0x08
 _CALL, _EXIT = 0x85, 0x95
@@ -66,9 +77,8 @@ class Code:
     """
 
     def __init__(self) -> None:
-        self._parts: list[
-            tuple[int, int, int, int, int | str]
-        ] = []  # operation, target, source, offset, value or label
+        # operation, target, source, offset, value or label
+        self._parts: list[tuple[int, int, int, int, int | str]] = []
         self._labels: dict[str, int] = {}
 
     def label(self, name: str) -> None:
@@ -87,7 +97,7 @@ class Code:
             self._add(_STORE_VALUE | _SIZES[size], at, 0, offset, value)
 
     def compute(self, target: Register, operation: str, value: int, *, wide: bool = True) -> None:
-        """Compute ``+``, ``-``, ``|``, ``&`` or ``=`` with a register or a number, in 64 bits or in 32."""
+        """Compute ``+``, ``-``, ``|``, ``&``, ``>>`` or ``=`` with a register or a number, in 64 bits or in 32."""
         code = (_ARITHMETIC_64 if wide else _ARITHMETIC) | _OPERATIONS[operation]
         if isinstance(value, Register):
             self._add(code | _REGISTER, target, value)
@@ -146,13 +156,14 @@ def _signed(value: int) -> int:
 # --- The commands
 
 
-def _bpf(command: int, attributes: bytes, *pointed: tuple[int, bytes]) -> int:
-    """Call bpf(2).
+def _bpf(command: int, attributes: bytes, *pointed: tuple[int, bytes]) -> tuple[int, bytearray]:
+    """Call bpf(2). Return its result, and the attributes with what follows them as the kernel left them.
 
     Args:
         command: its number.
         attributes: the part of ``union bpf_attr`` that belongs to it.
-        pointed: each an offset in the attributes, and the bytes to which they point there.
+        pointed: each an offset in the attributes, and the bytes to which they point there. The first ones follow the
+            attributes immediately.
     """
     memory = bytearray(attributes.ljust(_ATTRIBUTES, b"\0"))
     places = []
@@ -163,7 +174,7 @@ def _bpf(command: int, attributes: bytes, *pointed: tuple[int, bytes]) -> int:
     begin = backend.address(memory)
     for offset, place in places:
         struct.pack_into("=Q", memory, offset, begin + place)
-    return syscall("bpf", command, memory, _ATTRIBUTES, target="bpf")
+    return syscall("bpf", command, memory, _ATTRIBUTES, target="bpf"), memory
 
 
 def new_hash(name: bytes, key: int, value: int, most: int) -> int:
@@ -172,12 +183,12 @@ def new_hash(name: bytes, key: int, value: int, most: int) -> int:
     Raises:
         OSError: ``EPERM`` without CAP_BPF, ``ENOSYS``.
     """
-    return _bpf(_MAP_CREATE, struct.pack("=IIIIIII16s", _HASH, key, value, most, _ON_DEMAND, 0, 0, name))
+    return _bpf(_MAP_CREATE, struct.pack("=IIIIIII16s", _HASH, key, value, most, _ON_DEMAND, 0, 0, name))[0]
 
 
 def new_lru_hash(name: bytes, key: int, value: int, most: int) -> int:
     """Make a map that drops elements which were not used for long when it is full."""
-    return _bpf(_MAP_CREATE, struct.pack("=IIIIIII16s", _LRU_HASH, key, value, most, 0, 0, 0, name))
+    return _bpf(_MAP_CREATE, struct.pack("=IIIIIII16s", _LRU_HASH, key, value, most, 0, 0, 0, name))[0]
 
 
 def store(where: int, key: bytes, value: bytes) -> None:
@@ -198,13 +209,55 @@ def remove(where: int, key: bytes) -> None:
             raise
 
 
-def load(name: bytes, code: Code) -> int:
-    """Load a program for traffic control. Return its descriptor, which the caller owns.
+def load(kind: int, name: bytes, code: Code) -> int:
+    """Load a program. Return its descriptor, which the caller owns.
+
+    Args:
+        kind: what it is for, such as :data:`TRAFFIC_CONTROL`.
+        name: at most 15 bytes.
+        code: the program.
 
     Raises:
-        OSError: ``EPERM`` without CAP_BPF and CAP_NET_ADMIN, ``EINVAL`` or ``EACCES`` if the kernel's verifier does
-            not accept it.
+        OSError: ``EPERM`` without CAP_BPF and what that kind needs besides, ``EINVAL`` or ``EACCES`` if the kernel's
+            verifier does not accept it.
     """
     program = code.encode()
-    head = struct.pack("=IIQQIIQII16s", _TRAFFIC_CONTROL, len(program) // _INSTRUCTION.size, 0, 0, 0, 0, 0, 0, 0, name)
-    return _bpf(_PROG_LOAD, head, (8, program), (16, b"MIT\0"))
+    head = struct.pack("=IIQQIIQII16s", kind, len(program) // _INSTRUCTION.size, 0, 0, 0, 0, 0, 0, 0, name)
+    return _bpf(_PROG_LOAD, head, (8, program), (16, b"MIT\0"))[0]
+
+
+def attach(group: int, program: int, event: int) -> None:
+    """Attach a program to a control group of version 2, besides those that are attached to it already.
+
+    Args:
+        group: a descriptor of its directory.
+        program: the descriptor of the program.
+        event: when the kernel runs it: a number of ``enum bpf_attach_type``.
+
+    Raises:
+        OSError: the kernel refuses it.
+    """
+    _bpf(_PROG_ATTACH, struct.pack("=IIII", group, program, event, _ALLOW_MULTI))
+
+
+def attached(group: int, event: int) -> tuple[int, ...]:
+    """Return the ids of the programs that are attached to a group itself; none if the kernel does not tell."""
+    head = struct.pack("=IIIIQI", group, event, 0, 0, 0, _MOST_ATTACHED)
+    try:
+        _, memory = _bpf(_PROG_QUERY, head, (16, bytes(4 * _MOST_ATTACHED)))
+    except OSError:
+        return ()
+    count = min(struct.unpack_from("=I", memory, 24)[0], _MOST_ATTACHED)
+    return struct.unpack_from(f"={count}I", memory, _ATTRIBUTES)
+
+
+def detach(group: int, identity: int, event: int) -> None:
+    """Detach a program from a group by its id. A missing one is not an error."""
+    try:
+        program, _ = _bpf(_PROG_GET_FD_BY_ID, struct.pack("=I", identity))
+    except OSError:
+        return
+    try:
+        _bpf(_PROG_DETACH, struct.pack("=III", group, program, event))
+    finally:
+        os.close(program)
