@@ -170,7 +170,8 @@ def exists(kind, number):
     from containerkit._linux import bpf
 
     try:
-        os.close(bpf._bpf({"prog_id": 13, "map_id": 14}[kind], number.to_bytes(4, sys.byteorder)))
+        fd, _ = bpf._bpf({"prog_id": 13, "map_id": 14}[kind], number.to_bytes(4, sys.byteorder))
+        os.close(fd)
     except FileNotFoundError:
         return False
     return True

@@ -19,7 +19,7 @@ import time
 import pytest
 from examples import examples
 
-from containerkit import PIPE, Container, Limits, Namespaces, StateError, popen, run
+from containerkit import PIPE, Container, Limits, Namespaces, Network, StateError, popen, run
 from containerkit.descriptors import close_all, keep
 from containerkit.start import staging
 
@@ -196,6 +196,7 @@ CHECKED = {
 """After these Python looks whether a handler is due, and where a function begins; after calls that C makes alone."""
 STRIDE = 5
 """Every so many of them are tried: some hundred in each kind of start."""
+STRIDE_ON_A_NETWORK = examples(ci=31, nightly=7)
 
 
 class Interrupting:
@@ -349,6 +350,50 @@ def test_start_interrupted_at_any_step_leaves_nothing(kind, groups_found):
         assert {} == left
         assert number > 200, "the way is longer than that"
         assert b"on\n" == container.run(["echo", "on"]).stdout
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the instructions are those of Python 3.11")
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="root, whose networks are made beside the start")
+@pytest.mark.filterwarnings(
+    "ignore:.*was never stopped:ResourceWarning"
+)  # an interrupted stop() is taken up at its end
+def test_start_on_a_network_interrupted_at_any_step_releases_its_address():
+    left = {}
+    former = sys.gettrace()
+    with Network("interrupted", internal=True).open() as net:
+
+        def start():
+            born = []
+            try:
+                keep(born, lambda wishes: Container(network=wishes).start(), net)
+            finally:
+                while born:
+                    born.pop().stop()
+
+        for _ in range(3):
+            start()
+        gc.disable()
+        try:
+            for number in range(1, 10_000, STRIDE_ON_A_NETWORK):
+                before = open_resources()
+                interrupting = Interrupting(number)
+                try:
+                    sys.settrace(interrupting)
+                    start()
+                except InterruptError:
+                    pass
+                finally:
+                    sys.settrace(former)
+                if interrupting.where is None:
+                    break
+                interrupting.last.clear()  # the frames, with what nobody else holds any more
+                if any(found := (*stays(before), list(net._claims))):
+                    left[interrupting.where] = found
+        finally:
+            gc.enable()
+    assert {} == left
+    assert number > 1000, "the way is longer than that"
 
 
 IN_AUDIT_HOOK = """

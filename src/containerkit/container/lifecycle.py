@@ -378,8 +378,10 @@ class Container(Commands):
 
     def __del__(self) -> None:
         if getattr(self, "_init", None) is not None and self._owner == os.getpid() and not sys.is_finalizing():
-            warnings.warn(f"{self!r} was never stopped: use 'with', or stop()", ResourceWarning, stacklevel=2)
-            self.stop()
+            try:
+                warnings.warn(f"{self!r} was never stopped: use 'with', or stop()", ResourceWarning, stacklevel=2)
+            finally:  # also if warnings are errors
+                self.stop()
 
     def update(self, limits: Limits) -> None:
         """Change the limits while it runs. A limit that is None is not changed.

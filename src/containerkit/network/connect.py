@@ -20,7 +20,7 @@ from containerkit.errors import SpecError, StateError
 from containerkit.namespace import Kind
 from containerkit.network import elsewhere, files
 from containerkit.network.endpoint import Endpoint, make_owned, may_take_short_way, plan_of
-from containerkit.network.live import Claim, LiveNetwork
+from containerkit.network.live import Claim, LiveNetwork, release_all
 from containerkit.network.making import Made, Making
 from containerkit.plan.tape import Plan
 from containerkit.spec.network import CNI, OTHER, Attach, Macvlan, Network, Port, host_name
@@ -126,33 +126,40 @@ class Connector:
             StateError: a network was closed, or an address or port belongs to another container.
             SetupError: an operation failed. Nothing is left behind.
         """
+        undo = ExitStack()
+        try:
+            return self._take(undo)
+        except BaseException:
+            undo.close()
+            raise
+
+    def _take(self, undo: ExitStack) -> Connection:
         router = self.router
         token = object()
-        with ExitStack() as undo:
-            making = None if self.owner is not None else Making(router, self.sysctls, *self.latest)
-            if making is not None:
-                undo.callback(making.close)
-            claims = self._claims(undo)
-            addresses = tuple(text for claim in claims for text in claim.addresses)
-            self._permit(router, claims, addresses, undo)
-            namespace = self._namespace(making, tuple(claim.wire for claim in claims), undo)
-            made = Connection.owning(namespace, token, claims, self.dns, self.egress)
-            attendant = router.attendant
-            undo.callback(router.while_open, attendant.remove_container, token)
-            made.attend()
-            outward = next((claim for claim in claims if claim.wire.has_default_route), claims[0])
-            internal = outward.live.network.internal
-            over = outward.wire if not internal and may_take_short_way(outward.wire, self.egress) else None
-            for port in sorted(self.ports, key=lambda each: each.last is not None):  # ranges avoid the others
-                published = attendant.publish(port, outward.addresses, over, internal=internal)
-                made.published.append(published)
-                undo.callback(published.close)
-                if port.fd is not None:
-                    made.sockets[port.fd] = fd_inside = _listening(published)
-                    undo.callback(os.close, fd_inside)
-            made.published.sort(key=lambda each: self.ports.index(each.port))
-            made.ending = undo.pop_all()
-            return made
+        making = None if self.owner is not None else Making(router, self.sysctls, *self.latest)
+        if making is not None:
+            undo.callback(making.close)
+        claims = self._claims(undo)
+        addresses = tuple(text for claim in claims for text in claim.addresses)
+        self._permit(router, claims, addresses, undo)
+        namespace = self._namespace(making, tuple(claim.wire for claim in claims), undo)
+        made = Connection.owning(namespace, token, claims, self.dns, self.egress)
+        made.ending = undo
+        attendant = router.attendant
+        undo.callback(router.while_open, attendant.remove_container, token)
+        made.attend()
+        outward = next((claim for claim in claims if claim.wire.has_default_route), claims[0])
+        internal = outward.live.network.internal
+        over = outward.wire if not internal and may_take_short_way(outward.wire, self.egress) else None
+        for port in sorted(self.ports, key=lambda each: each.last is not None):  # ranges avoid the others
+            published = attendant.publish(port, outward.addresses, over, internal=internal)
+            undo.callback(published.close)
+            made.published.append(published)
+            if port.fd is not None:
+                made.sockets[port.fd] = fd_inside = _listening(published)
+                undo.callback(os.close, fd_inside)
+        made.published.sort(key=lambda each: self.ports.index(each.port))
+        return made
 
     def _namespace(self, making: Making | None, wires: tuple[Wire, ...], undo: ExitStack) -> Making | Made:
         if making is not None:
@@ -165,18 +172,17 @@ class Connector:
 
     def _claims(self, undo: ExitStack) -> list[Claim]:
         claims: list[Claim] = []
+        undo.callback(release_all, claims)
         has_default_route = self.has_default_route
         for position, (live, attach) in enumerate(self.attached):
-            claim = live.claim(attach, position, self.names, has_default_route=has_default_route)
-            undo.callback(live.release, claim)
+            live.claim(attach, position, self.names, has_default_route=has_default_route, into=claims)
             has_default_route = has_default_route and live.network.internal
-            claims.append(claim)
         return claims
 
     def _permit(self, router: Router, claims: list[Claim], addresses: tuple[str, ...], undo: ExitStack) -> None:
         for claim in claims:
-            router.rules.add_endpoint(claim.wire.port, claim.wire.mac, claim.addresses)
             undo.callback(router.while_open, router.rules.remove_endpoint, claim.wire.port)
+            router.rules.add_endpoint(claim.wire.port, claim.wire.mac, claim.addresses)
         restrict(router, addresses, self.egress, undo)
 
 
@@ -298,9 +304,16 @@ class Connection(Endpoint):
     def close(self) -> None:
         """Release all its resources on its networks. May be called twice."""
         self._fd = -1  # closed with the other resources
+        if not hasattr(self, "ending"):  # a signal handler raised before it was made
+            return
+        try:
+            self.ending.close()
+        except BaseException:  # a signal handler may have raised in one of its functions
+            release_all(self.claims)
+            if self.making is not None:
+                self.making.close()
+            raise
         self.making = None
-        ending, self.ending = self.ending, ExitStack()
-        ending.close()
         super(Connection, self).close()  # noqa: UP008 - attrs replaces a class with slots, so super() fails
 
 
@@ -474,5 +487,5 @@ def restrict(router: Router, addresses: tuple[str, ...], egress: Egress | None, 
         return
     for rules in (router.rules, router.host_rules):
         if rules is not None:
-            rules.set_egress(addresses, egress)
             undo.callback(router.while_open, rules.set_egress, addresses, None)
+            rules.set_egress(addresses, egress)

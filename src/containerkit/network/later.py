@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from containerkit.errors import SpecError, StateError
 from containerkit.network import endpoint
 from containerkit.network.connect import Connection, as_names, restrict
+from containerkit.network.live import release_all
 from containerkit.spec.network import Attach
 
 if TYPE_CHECKING:
@@ -100,10 +101,11 @@ def join(
     router = live.router
     with ExitStack() as undo:
         undo.callback(namespace.close)
-        claim = live.claim(attach, position, names, has_default_route=out)
-        undo.callback(live.release, claim)
-        router.rules.add_endpoint(claim.wire.port, claim.wire.mac, claim.addresses)
+        claims: list[Claim] = []
+        undo.callback(release_all, claims)
+        claim = live.claim(attach, position, names, has_default_route=out, into=claims)
         undo.callback(router.while_open, router.rules.remove_endpoint, claim.wire.port)
+        router.rules.add_endpoint(claim.wire.port, claim.wire.mac, claim.addresses)
         restrict(router, claim.addresses, who.egress, undo)
         endpoint.join(router, claim.wire, namespace.fileno())
         undo.callback(router.while_open, endpoint.remove_port, router, claim.wire.port)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from containerkit.spec.network import Attach, Network
     from containerkit.spec.traffic import Port
 
-__all__ = ["Claim", "LiveNetwork"]
+__all__ = ["Claim", "LiveNetwork", "release_all"]
 
 _FIRST_INDEX: Final = 100
 _OWN_MACS: Final = "02:63:6b:"  # bridges and their ports
@@ -64,6 +64,12 @@ class Claim(NamedTuple):
     names: tuple[str, ...]
 
 
+def release_all(claims: list[Claim]) -> None:
+    """Release the claims in a list."""
+    for claim in claims:
+        claim.live.release(claim)
+
+
 class LiveNetwork(Closing):
     """A network that is open until :meth:`close` or the end of ``with``; made by :meth:`containerkit.Network.open`.
 
@@ -84,7 +90,7 @@ class LiveNetwork(Closing):
         self.subnets: tuple[str, ...] = ()
         self.gateways: tuple[str, ...] = ()
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collection in the midst of a claim may close a forgotten container
         self._closed = True  # until it is open
         self._used: set[int] = set()
         self._macs: set[str] = set()
@@ -148,7 +154,15 @@ class LiveNetwork(Closing):
 
     # --- Addresses
 
-    def claim(self, attach: Attach, position: int, names: tuple[str, ...], *, has_default_route: bool) -> Claim:
+    def claim(
+        self,
+        attach: Attach,
+        position: int,
+        names: tuple[str, ...],
+        *,
+        has_default_route: bool,
+        into: list[Claim] | None = None,
+    ) -> Claim:
         """Claim addresses and a port for a container, until :meth:`release`.
 
         Args:
@@ -156,6 +170,7 @@ class LiveNetwork(Closing):
             position: the position of this interface, from 0.
             names: its names, in addition to the aliases.
             has_default_route: whether its default routes lead to this network.
+            into: a list of the caller, who releases what is in it if this raises, as a signal handler may do.
 
         Raises:
             StateError: the network was closed, or a fixed address or MAC is in use.
@@ -173,7 +188,6 @@ class LiveNetwork(Closing):
             port = self.router.number()
             addresses = tuple(self._addresses(number, fixed))
             mac = attach.mac or _mac_of(addresses, port, self._macs)
-            self._macs.add(mac)
             wire = endpoint.Wire(
                 bridge=self.bridge,
                 bridge_index=self.index,
@@ -194,7 +208,11 @@ class LiveNetwork(Closing):
             )
             plain = tuple(text.partition("/")[0] for text in addresses)
             claim = Claim(self, wire, plain, tuple(dict.fromkeys((*names, *attach.aliases))))
+            if into is not None:
+                into.append(claim)
             self._claims[wire.port] = claim
+            self._macs.add(mac)
+            self._used.update(self._offsets(claim))
             return claim
 
     def _place(self, attach: Attach) -> tuple[int, dict[int, str]]:
@@ -215,9 +233,7 @@ class LiveNetwork(Closing):
             fixed[version] = text
         self._check_mac(attach.mac)
         taken = [int(ip_address(text)) - int(self._base(version)) for version, text in fixed.items()]
-        number = taken[0] if len(fixed) == len(self.subnets) else self._free()
-        self._used.update({number, *taken})
-        return number, fixed
+        return taken[0] if len(fixed) == len(self.subnets) else self._free(), fixed
 
     def _check_mac(self, mac: str | None) -> None:
         """Refuse the fixed MAC of another interface: each of the two would get the other's packets."""
@@ -258,8 +274,11 @@ class LiveNetwork(Closing):
             if self._claims.pop(claim.wire.port, None) is None:
                 return
             self._macs.discard(claim.wire.mac)
-            for text in claim.addresses:
-                self._used.discard(int(ip_address(text)) - self._base(ip_address(text).version))
+            self._used.difference_update(self._offsets(claim))
+
+    def _offsets(self, claim: Claim) -> set[int]:
+        addresses = map(ip_address, claim.addresses)
+        return {int(each) - self._base(each.version) for each in addresses}
 
     # --- At run time
 
