@@ -53,6 +53,20 @@ def test_reader_goes_on_with_the_next_log_when_one_was_removed_before_it_was_ope
     found.close()
 
 
+def test_reader_skips_no_log_that_was_begun_while_it_looked(tmp_path, monkeypatch):
+    head, listing = b"2026-01-02T03:04:05.000000000Z stdout F ", logs.numbers
+    found = logs._Logs(str(tmp_path), lambda: pytest.fail("nothing was removed"))
+
+    def numbers(directory):
+        for number in (1, 2):
+            (tmp_path / f"log.{number}").write_bytes(head + b"%d\n" % number)
+        return listing(directory)
+
+    monkeypatch.setattr(logs, "numbers", numbers)
+    assert [line.text for line in found.more()] == [b"1\n", b"2\n"]
+    found.close()
+
+
 def test_line_whose_end_was_removed_is_not_joined_with_a_later_one(tmp_path):
     head = b"2026-01-02T03:04:05.000000000Z stdout "
     (tmp_path / "log.1").write_bytes(head + b"P begun\n")

@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from containerkit import (
     Capabilities,
@@ -88,10 +89,11 @@ def test_ready_containers_are_taken_by_the_commands_that_they_fit():
         assert b"/tmp\n" == template.run(["pwd"], cwd="/tmp").stdout
         assert 0 == template.run(["true"], init=False).returncode
         assert 4 == template.ready
-        running = threading.Thread(target=template.run, args=(["sleep", "0.4"],))
+        running = threading.Thread(target=template.run, args=(["sleep", "1"],))
         running.start()
+        wait_for(lambda: template.ready == 3)  # the next one is created when it has ended, or when few are left
         time.sleep(0.2)
-        assert 3 == template.ready  # the next one is created when it has ended, or when few are left
+        assert 3 == template.ready
         running.join()
         assert template.wait_full(ENOUGH_S)
         assert 4 == template.ready

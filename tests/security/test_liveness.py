@@ -18,10 +18,14 @@ print("ready", flush=True)
 while time.monotonic() < began + (4 if has_stopped else 20):  # on a busy machine it takes longer to meet one
     for pid in os.listdir("/proc"):
         if pid.isdigit() and int(pid) not in (1, own):
-            try: os.kill(int(pid), signal.SIGSTOP)
+            try:
+                os.kill(int(pid), signal.SIGSTOP)
+                with open(f"/proc/{pid}/stat") as file:
+                    state = file.read().rpartition(")")[2].split()[0]
             except OSError: continue
-            has_stopped = True
-            time.sleep(0.001)  # while that one is stopped, there is none to hurry for
+            if state == "T":
+                has_stopped = True
+                time.sleep(0.001)  # while that one is stopped, there is none to hurry for
 """
 
 

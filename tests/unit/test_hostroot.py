@@ -177,7 +177,11 @@ def test_lack_of_descriptors_leaves_nothing_out():
     """The soft limit is lowered descriptor by descriptor: the copy is whole, or there is an error."""
     names = [f"/etc/{name}" for name in sorted(os.listdir("/etc")) if name in hostroot._ETC]
     whole = copied(names, hostroot._SHOWN, hostroot._PRIVATE, hostroot._MOST, hostroot._LARGEST)
-    free = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    held = [os.open("/", os.O_PATH | os.O_CLOEXEC)]
+    while held[-1] < highest:  # no free number is left below the limit
+        held.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+    free = held.pop()
     os.close(free)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     results = []
@@ -190,6 +194,8 @@ def test_lack_of_descriptors_leaves_nothing_out():
                 results.append(error.errno)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in held:
+            os.close(fd)
     assert results[0] == errno.EMFILE
     assert results[-1] == whole
     assert set(results) == {errno.EMFILE, whole}

@@ -278,7 +278,10 @@ class _Logs:
             try:
                 self._fd = os.open(f"{self._directory}/log.{self._number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
-                later = [number for number in numbers(self._directory) if number > self._number]
+                found = numbers(self._directory)
+                later = [number for number in found if number > self._number]
+                if self._number in found:  # the keeper has begun this one in the meantime, perhaps also a later one
+                    continue
                 if not later:
                     return False
                 self._number = later[0]  # the keeper has removed this one in the meantime
