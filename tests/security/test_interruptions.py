@@ -233,6 +233,21 @@ class Interrupting:
             raise InterruptError(self.where)
 
 
+def interrupted_at(number, do):
+    """Run an operation in which an exception is raised at a step. Return the trace function: its ``where`` is None if
+    the operation has fewer steps."""
+    former = sys.gettrace()
+    interrupting = Interrupting(number)
+    try:
+        sys.settrace(interrupting)
+        do()
+    except InterruptError:
+        pass
+    finally:
+        sys.settrace(former)
+    return interrupting
+
+
 def started_alone(_):
     born = []
     try:
@@ -294,19 +309,10 @@ by_root = pytest.mark.skipif(os.geteuid() != 0, reason="limits: root")
 @by_root
 def test_group_of_an_interrupted_command_is_removed_with_its_container(groups_found):
     """While the container lives, the group may stay with its descriptors. The check for leaks comes afterwards."""
-    former = sys.gettrace()
     with Container(limits=Limits(pids=50)) as container:
         container.run(["true"])
         for number in range(1, 10_000, 7 * STRIDE):
-            interrupting = Interrupting(number)
-            try:
-                sys.settrace(interrupting)
-                container.run(["true"])
-            except InterruptError:
-                pass
-            finally:
-                sys.settrace(former)
-            if interrupting.where is None:
+            if interrupted_at(number, lambda: container.run(["true"])).where is None:
                 break
     assert number > 200
 
@@ -328,19 +334,11 @@ def test_start_interrupted_at_any_step_leaves_nothing(kind, groups_found):
     with Container() as container:
         for _ in range(3):
             kind(container)
-        former = sys.gettrace()
         gc.disable()  # an exception in a function that runs at a collection is lost
         try:
             for number in range(random.Random(kind.__name__).randint(1, STRIDE), 10_000, STRIDE):
                 before = open_resources()
-                interrupting = Interrupting(number)
-                try:
-                    sys.settrace(interrupting)
-                    kind(container)
-                except InterruptError:
-                    pass
-                finally:
-                    sys.settrace(former)
+                interrupting = interrupted_at(number, lambda: kind(container))
                 if interrupting.where is None:
                     break
                 if any(found := stays(before)):
@@ -355,12 +353,11 @@ def test_start_interrupted_at_any_step_leaves_nothing(kind, groups_found):
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the instructions are those of Python 3.11")
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="root, whose networks are made beside the start")
-@pytest.mark.filterwarnings(
-    "ignore:.*was never stopped:ResourceWarning"
-)  # an interrupted stop() is taken up at its end
+# The end of an object takes up an interrupted stop(), and a step may be in it.
+@pytest.mark.filterwarnings("ignore:.*was never stopped:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_start_on_a_network_interrupted_at_any_step_releases_its_address():
     left = {}
-    former = sys.gettrace()
     with Network("interrupted", internal=True).open() as net:
 
         def start():
@@ -377,14 +374,7 @@ def test_start_on_a_network_interrupted_at_any_step_releases_its_address():
         try:
             for number in range(1, 10_000, STRIDE_ON_A_NETWORK):
                 before = open_resources()
-                interrupting = Interrupting(number)
-                try:
-                    sys.settrace(interrupting)
-                    start()
-                except InterruptError:
-                    pass
-                finally:
-                    sys.settrace(former)
+                interrupting = interrupted_at(number, start)
                 if interrupting.where is None:
                     break
                 interrupting.last.clear()  # the frames, with what nobody else holds any more
