@@ -70,6 +70,14 @@ def publish(where: lab.Lab, *, short: bool = True, port: str = "p1"):
     return made
 
 
+def made_again(where: lab.Lab, monkeypatch) -> short_way.ShortWay:
+    """Replace the short way of a laboratory, whose programs or sizes a test has changed."""
+    made = where.short_way()
+    where.stack.callback(made.close)
+    monkeypatch.setattr(where.attendant, "_short_way", made)
+    return made
+
+
 class Pair:
     """A connection from outside to the published port, and its end in the container."""
 
@@ -191,9 +199,7 @@ def test_connection_continues_when_its_port_is_closed(where, listener):
 
 def test_connection_that_was_forgotten_among_many_continues(where, listener, monkeypatch):
     monkeypatch.setattr(short_way, "_MOST_FLOWS", 8)
-    made = where.short_way()
-    where.stack.callback(made.close)
-    monkeypatch.setattr(where.attendant, "_short_way", made)
+    made_again(where, monkeypatch)
     publish(where)
     pairs = [Pair(where, listener) for _ in range(40)]
     forgotten = 0
@@ -226,9 +232,7 @@ def test_kernel_that_refuses_a_program_leaves_the_usual_way(where, listener, mon
         return code
 
     monkeypatch.setattr(short_programs, "inward", refused)
-    made = where.short_way()
-    where.stack.callback(made.close)
-    monkeypatch.setattr(where.attendant, "_short_way", made)
+    made = made_again(where, monkeypatch)
     before = len(os.listdir("/proc/self/fd"))
     undo = made.open(wire(where), CONTAINER, range(80, 81))
     assert len(os.listdir("/proc/self/fd")) == before
@@ -279,9 +283,7 @@ def test_reset_ends_it(where, listener):
 
 def test_both_ends_end_it_after_some_time(where, listener, monkeypatch):
     monkeypatch.setattr(short_programs, "_ENDED_NS", 300_000_000)
-    made = where.short_way()
-    where.stack.callback(made.close)
-    monkeypatch.setattr(where.attendant, "_short_way", made)
+    made_again(where, monkeypatch)
     publish(where)
     pair = Pair(where, listener, METADATA)
     pair.client.shutdown(socket.SHUT_WR)
