@@ -9,10 +9,10 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
-from containerkit import PIPE, Container, Limits, Mount, Namespaces, RootFS, TimeOffsets, run
+from containerkit import PIPE, Container, Limits, Mount, Namespaces, Network, RootFS, TimeOffsets, run
 from containerkit.executor import Zygote
 from containerkit.fleet import Fleet
 from containerkit.interpreter import Interpreter
@@ -88,6 +88,19 @@ def joined(kind):
     return start
 
 
+@contextmanager
+def on_network(start, root):
+    """Start on a network, which for root a process beside the start makes, in the caller's memory."""
+    with start(root, network=network()) as started:
+        yield started
+
+
+@cache
+def network():
+    """Open a network, which executes a shell of the host's. It is closed when this process ends."""
+    return Network("lookup", internal=True).open()
+
+
 WAYS = {
     "run": by_run,
     "run without init": partial(by_run, init=False),
@@ -108,6 +121,8 @@ WAYS = {
     },
     **{f"container, {kind} host": with_host(in_container, kind) for kind in ("time", "pid", "user")},
     **{f"run, {kind} joined": joined(kind) for kind in ("network", "ipc", "pid")},
+    "run on a network": partial(on_network, by_run),
+    "container on a network": partial(on_network, in_container),
 }
 
 

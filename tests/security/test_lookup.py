@@ -33,7 +33,11 @@ MARK = "program of the host"
 NUMBERS = range(3, 48)
 OTHERS = ("exe", "thread", "task", "init", "cwd", "root", "roots")
 KINDS = ("link", "script", "relative", "chain", "elf", "direct")
-PRIVILEGED = [way for way in lookup_child.WAYS if "user host" in way or "limits" in way or "full group" in way]
+PRIVILEGED = [
+    way
+    for way in lookup_child.WAYS
+    if any(word in way for word in ("user host", "limits", "full group", "on a network"))
+]
 # If a start needs its own address space, or the memory of PID 1, it can't run without the remedy at all.
 CONTROLS = ["run", "run without init", "run, time host", "container, time host", "sandbox"]
 
@@ -390,6 +394,9 @@ def scan(root, victim):
     with callers(root, ("strace", "-f", "-q", "-o", "/dev/null", *delay)) as of:
 
         def look(way, guard):
+            if "on a network" in way:
+                of(guard).ask(way, ["/quick"])  # opens the network
+                of(guard).answer()
             for _ in range(4):  # on a busy machine it may be over before it is inspected
                 caller = of(guard)
                 caller.ask(way, ["/quick"])
